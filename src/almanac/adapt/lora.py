@@ -1,0 +1,106 @@
+"""LoRA: the change of a weight is learned as a product of two thin matrices, beside the frozen weight.
+
+Hu 2021, arXiv 2106.09685, equation 3: h = W x + (alpha / rank) B A x, with A random and B zero at the start: training
+begins at the base model. Over a 4-bit base this is QLoRA (Dettmers 2023, arXiv 2305.14314); the base's
+format is not this file's business. We deviate from LoRA's paper in adapting every linear map by default, as QLoRA
+found best.
+
+Legend: x [..., in]; A [rank, in]; B [out, rank]; W [out, in].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from almanac.core.errors import UnsupportedError
+from almanac.core.site import AROUND, Around, select
+from almanac.core.technique import Attachment
+from almanac.core.weight import StoredWeight
+from almanac.nn.linear import Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Attachment):
+    """A low-rank update beside each selected linear map; several may be attached under different names."""
+
+    identity_at_start = True
+    folds = True
+    trains = True
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: str = "layers.**"
+    name: str = "lora"
+    dropout: float = 0.0
+    seed: int = 0
+
+    def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
+        sites = select(model, self.targets, of=Linear)
+        model.requires_grad_(False)
+        for path, site in sites.items():
+            wrapper = LowRank(site.shape, self)
+            if not wrapper.a.is_meta:
+                wrapper.initialise(seed_of(self.seed, path))
+            site.wrap(self.name, wrapper)
+        for wrapper in (w for module in model.modules() if isinstance(module, Linear) for w in module.chain):
+            wrapper.requires_grad_(True)
+
+    def detach(self, model: nn.Module) -> None:
+        for site in select(model, self.targets, of=Linear).values():
+            site.unwrap(self.name)
+        if not any(AROUND in name.split(".") for name, _ in model.named_modules()):
+            for parameter in model.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+
+    def fold(self, model: nn.Module) -> None:
+        sites = select(model, self.targets, of=Linear)
+        if any(isinstance(site.weight, StoredWeight) for site in sites.values()):
+            raise UnsupportedError(
+                "An update cannot be folded into a quantized weight without loss",
+                remedy="Expand the weights first (LanguageModel.fold does), fold, and quantize again.",
+            )
+        for site in sites.values():
+            wrapper = site.wrapper(self.name)
+            if isinstance(wrapper, LowRank):
+                with torch.no_grad():
+                    site.set_weight(site.dense_weight() + wrapper.update().to(site.dense_weight().dtype))
+        self.detach(model)
+
+
+class LowRank(Around):
+    """y = following(x) + (alpha / rank) · x Aᵀ Bᵀ."""
+
+    def __init__(self, shape: torch.Size, technique: Lora) -> None:
+        super().__init__()
+        self.scaling = technique.alpha / technique.rank
+        self.dropout = technique.dropout
+        self.a = nn.Parameter(torch.empty(technique.rank, shape[1]))
+        self.b = nn.Parameter(torch.zeros(shape[0], technique.rank))
+
+    def initialise(self, seed: int) -> None:
+        """A uniform within ±1/sqrt(in) (the linear layer's own default), B zero."""
+        generator = torch.Generator().manual_seed(seed)
+        bound = 1 / math.sqrt(self.a.shape[1])
+        with torch.no_grad():
+            self.a.uniform_(-bound, bound, generator=generator)
+            self.b.zero_()
+
+    def forward(self, following: Callable[..., Tensor], x: Tensor) -> Tensor:
+        inner = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return torch.add(following(x), F.linear(F.linear(inner, self.a), self.b), alpha=self.scaling)
+
+    def update(self) -> Tensor:
+        """The change of the weight, (alpha / rank) B A, [out, in]."""
+        return self.scaling * (self.b @ self.a)
+
+
+def seed_of(seed: int, path: str) -> int:
+    """A seed of its own for every site, the same in every process."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{path}".encode()).digest()[:7], "big")

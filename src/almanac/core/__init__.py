@@ -1,0 +1,1 @@
+"""The open core: spec, site, technique, state, batch, catalog, errors. Imports torch and the standard library only."""

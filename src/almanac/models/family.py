@@ -1,0 +1,164 @@
+"""What a family is: how its configuration, tensor names and GGUF metadata translate to a spec of ours, both ways.
+
+A family is one file named after the checkpoint's ``model_type``; it is found by import, so adding one edits nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any
+
+from almanac.core.errors import ArchitectureError, FileFormatError
+from almanac.nn.stack import Decoder
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One row of a family's name table; ``{i}`` stands for the layer's number, the same in all three columns."""
+
+    ours: str
+    safetensors: str
+    gguf: str | None = None
+    interleaved: bool = False  # GGUF stores the rows of each head as neighbouring rotary pairs
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    - ``model_type``, ``architecture``: as in the hub's config.json
+    - ``gguf``: ``general.architecture`` of its GGUF files, or None where none is defined
+    - ``read(fields) -> spec`` and ``write(spec) -> config``: config.json both ways; ``write`` returns None for a spec
+      that this family cannot express
+    - ``keys``: the name table
+    """
+
+    model_type: str
+    architecture: str
+    read: Callable[[Fields], Decoder.Spec]
+    write: Callable[[Decoder.Spec], Config | None]
+    keys: tuple[Key, ...]
+    gguf: str | None = None
+
+
+@dataclass
+class Fields:
+    """Checked access to a configuration, remembering what was read, so that what was not understood can be told."""
+
+    config: Mapping[str, Any]
+    origin: str = "config.json"
+    used: set[str] = field(default_factory=set)
+
+    def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int = 2**31) -> int:
+        """The integer ``name``; FileFormatError if absent without default, of another type, or out of range."""
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self._wrong(name, value, f"a whole number from {low} to {high}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """The finite positive number ``name``."""
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise self._wrong(name, value, "a positive number")
+        return float(value)
+
+    def flag(self, name: str, default: bool | None = None) -> bool:
+        """The truth value ``name``."""
+        value = self._get(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "true or false")
+        return value
+
+    def any(self, name: str, default: Any = None) -> Any:
+        """``name`` unchecked, or the default; for optional nested fields."""
+        self.used.add(name)
+        return self.config.get(name, default)
+
+    def not_understood(self) -> dict[str, Any]:
+        """Fields that have a value and that no code read: shown to the user, not silently dropped."""
+        quiet = (None, False, [], {}, "", 0, 0.0)
+        return {
+            name: value
+            for name, value in sorted(self.config.items())
+            if name not in self.used and name not in HARMLESS and not name.startswith("_") and value not in quiet
+        }
+
+    def _get(self, name: str, default: Any) -> Any:
+        self.used.add(name)
+        value = self.config.get(name)
+        return default if value is None else value
+
+    def _wrong(self, name: str, value: Any, wanted: str) -> FileFormatError:
+        return FileFormatError(
+            f"{self.origin}: {name} is {value!r}, expected {wanted}",
+            remedy="Fetch the model again; the file is damaged.",
+        )
+
+
+HARMLESS = frozenset(
+    "architectures model_type torch_dtype dtype transformers_version use_cache bos_token_id eos_token_id pad_token_id "
+    "attention_dropout initializer_range return_dict output_attentions output_hidden_states chunk_size_feed_forward "
+    "id2label label2id problem_type pretraining_tp transformers.js_config is_llama_config is_encoder_decoder "
+    "vocab_parts layer_norm_epsilon_bias max_window_layers use_sliding_window quantization_config".split()
+)
+"""Configuration fields that do not change what an inference computes (or that the families read themselves)."""
+
+
+def family_for(model_type: str) -> Family:
+    """The family of a config.json ``model_type``.
+
+    Raises:
+        ArchitectureError: no such family; names the nearest known one.
+    """
+    known = {family.model_type: family for family in families()}
+    if model_type not in known:
+        near = get_close_matches(str(model_type), list(known), n=1, cutoff=0.3)
+        hint = f"The nearest is {near[0]!r}; known are" if near else "Known are"
+        raise ArchitectureError(
+            f"No family reads model_type {model_type!r}", remedy=f"{hint} {', '.join(sorted(known))}."
+        )
+    return known[model_type]
+
+
+def family_for_gguf(architecture: str) -> Family:
+    """The family of a GGUF ``general.architecture``. Raises ArchitectureError as ``family_for``."""
+    known = {family.gguf: family for family in reversed(list(families())) if family.gguf}
+    if architecture not in known:
+        names = ", ".join(sorted(known))
+        raise ArchitectureError(f"No family reads the GGUF architecture {architecture!r}", remedy=f"Known are {names}.")
+    return known[architecture]
+
+
+def families() -> Iterator[Family]:
+    """All families, ``llama`` first (it is the one to write a spec that several could express), then by name."""
+    names = sorted(info.name for info in pkgutil.iter_modules(importlib.import_module("almanac.models").__path__))
+    for name in ["llama", *(name for name in names if name != "llama")]:
+        module: ModuleType = importlib.import_module(f"almanac.models.{name}")
+        family = vars(module).get("FAMILY")
+        if isinstance(family, Family):
+            yield family
+
+
+def expand(keys: tuple[Key, ...], num_layers: int) -> Iterator[Key]:
+    """The name table with every ``{i}`` row repeated for each layer."""
+    for key in keys:
+        if "{i}" not in key.ours:
+            yield key
+            continue
+        for index in range(num_layers):
+            number = str(index)
+            yield Key(
+                key.ours.replace("{i}", number),
+                key.safetensors.replace("{i}", number),
+                key.gguf.replace("{i}", number) if key.gguf else None,
+                key.interleaved,
+            )

@@ -1,0 +1,108 @@
+"""Folders as the hub knows them: config.json and safetensors, read and written under the family's own names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from almanac.core.errors import ArchitectureError, FileFormatError, NotFoundError
+from almanac.files.safetensors import read_sharded
+from almanac.files.strict_json import read_json
+from almanac.models.checkpoint import IGNORED_SUFFIXES, ForeignCheckpoint, Packed, drop_tied_head
+from almanac.models.family import Config, Family, Fields, expand, families, family_for
+from almanac.nn.head import TiedHead
+from almanac.nn.stack import Decoder
+
+WEIGHT_NAMES = ("weight", "bias")
+MAX_CONFIG_BYTES = 16 << 20
+
+
+def read_config(folder: Path) -> Config:
+    """config.json as a dict. Raises NotFoundError or FileFormatError."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise NotFoundError(f"{folder} has no config.json", remedy="Name a model folder, a .gguf file or an alias.")
+    config = read_json(path, max_bytes=MAX_CONFIG_BYTES)
+    if not isinstance(config, dict):
+        raise FileFormatError(f"{path} does not hold an object", remedy="Fetch the model again.")
+    return config
+
+
+def read_hub_folder(folder: Path) -> ForeignCheckpoint:
+    """Reads a model folder without running anything in it.
+
+    Raises:
+        NotFoundError: no config.json or weights. ArchitectureError: unknown family. FileFormatError: damaged files,
+        or a name that the family does not know.
+    """
+    config = read_config(folder)
+    if "auto_map" in config and "model_type" not in config:
+        raise ArchitectureError(f"{folder} wants code of its own (auto_map)", remedy="Use a model of a known family.")
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise FileFormatError(
+            f"{folder} holds weights quantized by {method!r}, which this reader would take for something else",
+            remedy="Fetch the unquantized model or a GGUF file of it.",
+        )
+    family = family_for(str(config.get("model_type")))
+    fields = Fields(config, str(folder / "config.json"))
+    spec = family.read(fields)
+    names = {key.safetensors: key.ours for key in expand(family.keys, len(spec.layers))}
+    tensors: dict[str, Tensor | Packed] = {}
+    source = read_sharded(folder)
+    for name in source:
+        owner, _, leaf = name.rpartition(".")
+        if name.endswith(IGNORED_SUFFIXES):
+            continue
+        if owner not in names or leaf not in WEIGHT_NAMES:
+            raise FileFormatError(
+                f"{folder}: {name!r} is no tensor of a {family.model_type}",
+                remedy="The weights and config.json belong to different models, or this variant is not known here.",
+            )
+        tensors[f"{names[owner]}.{leaf}"] = source[name]
+    drop_tied_head(spec, tensors)
+    return ForeignCheckpoint(family, spec, tensors, fields.not_understood())
+
+
+def family_of(spec: Decoder.Spec, preferred: str | None = None) -> tuple[Family, Config] | None:
+    """A family that can express ``spec``, and its config.json; ``preferred`` first, None if there is none."""
+    known = list(families())
+    for family in sorted(known, key=lambda family: family.model_type != preferred):
+        config = family.write(spec)
+        if config is not None and family.read(Fields(config)) == spec:
+            return family, config
+    return None
+
+
+def hub_config(family: Family, config: Config, *, dtype: torch.dtype, special: Mapping[str, int | None]) -> Config:
+    """The whole config.json: what the family wrote and what loaders expect beside it."""
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        **config,
+        **{name: value for name, value in special.items() if value is not None},
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def hub_names(family: Family, spec: Decoder.Spec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names -> the family's own."""
+    names = {key.ours: key.safetensors for key in expand(family.keys, len(spec.layers))}
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        out[f"{names[owner]}.{leaf}"] = tensor
+    return out
+
+
+def is_tied(spec: Decoder.Spec) -> bool:
+    """Whether the head shares the embedding's table."""
+    return isinstance(spec.head, TiedHead.Spec)
+
+
+def config_text(config: Config) -> str:
+    """config.json as the hub formats it."""
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,205 @@
+"""Llama (Touvron 2023, arXiv 2302.13971; Grattafiori 2024, arXiv 2407.21783) and all that is written as Llama, SmolLM2
+among them: pre-norm RMSNorm blocks, rotary positions, grouped-query attention, SwiGLU channel.
+
+The functions here are shared by the families that differ from it by a field or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from almanac.core.errors import FileFormatError, UnsupportedError
+from almanac.core.spec import Spec
+from almanac.models.family import Config, Family, Fields, Key
+from almanac.nn.activation import Activation, Gelu, GeluTanh, Relu, Silu
+from almanac.nn.attention.full import Attention, attention
+from almanac.nn.attention.masks import Causal, Mask
+from almanac.nn.block import Block
+from almanac.nn.channel.gated import Gated, gated
+from almanac.nn.embedding import Embedding
+from almanac.nn.head import Head, TiedHead
+from almanac.nn.linear import Linear
+from almanac.nn.norm import RMSNorm
+from almanac.nn.positions import rope
+from almanac.nn.stack import Decoder
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": Silu(), "gelu": Gelu(), "gelu_new": GeluTanh(), "gelu_pytorch_tanh": GeluTanh(), "relu": Relu(),
+}  # fmt: skip
+
+_LAYER, _GGUF = "model.layers.{i}.", "blk.{i}."
+KEYS = (
+    Key("embed", "model.embed_tokens", "token_embd"),
+    Key("norm", "model.norm", "output_norm"),
+    Key("head.projection", "lm_head", "output"),
+    Key("layers.{i}.mixer_norm", _LAYER + "input_layernorm", _GGUF + "attn_norm"),
+    Key("layers.{i}.mixer.q", _LAYER + "self_attn.q_proj", _GGUF + "attn_q", interleaved=True),
+    Key("layers.{i}.mixer.k", _LAYER + "self_attn.k_proj", _GGUF + "attn_k", interleaved=True),
+    Key("layers.{i}.mixer.v", _LAYER + "self_attn.v_proj", _GGUF + "attn_v"),
+    Key("layers.{i}.mixer.o", _LAYER + "self_attn.o_proj", _GGUF + "attn_output"),
+    Key("layers.{i}.channel_norm", _LAYER + "post_attention_layernorm", _GGUF + "ffn_norm"),
+    Key("layers.{i}.channel.gate", _LAYER + "mlp.gate_proj", _GGUF + "ffn_gate"),
+    Key("layers.{i}.channel.up", _LAYER + "mlp.up_proj", _GGUF + "ffn_up"),
+    Key("layers.{i}.channel.down", _LAYER + "mlp.down_proj", _GGUF + "ffn_down"),
+)
+
+
+def read_rope(fields: Fields, head_dim: int) -> rope.Rope.Spec:
+    """Rotary positions from either spelling of the hub's configuration (``rope_parameters`` or theta and scaling)."""
+    given = fields.any("rope_parameters") or {}
+    older = fields.any("rope_scaling") or {}
+    settings = Fields({**older, **given}, f"{fields.origin}: rope")
+    theta = settings.number("rope_theta", fields.number("rope_theta", 10_000.0))
+    share = fields.any("partial_rotary_factor") or settings.any("partial_rotary_factor") or 1.0
+    kind = settings.any("rope_type") or settings.any("type") or "default"
+    return rope.Rope.Spec(rotary_dim=int(head_dim * share), theta=theta, scaling=_scaling(kind, settings))
+
+
+def _scaling(kind: str, settings: Fields) -> rope.Scaling | None:
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return rope.Linear(factor=settings.number("factor"))
+    if kind == "llama3":
+        return rope.Llama3(
+            factor=settings.number("factor"),
+            low=settings.number("low_freq_factor"),
+            high=settings.number("high_freq_factor"),
+            original=settings.integer("original_max_position_embeddings"),
+        )
+    raise UnsupportedError(
+        f"Rotary scaling {kind!r}",
+        remedy="default, linear and llama3 are read; the model would be wrong without its own.",
+    )
+
+
+def write_rope(spec: rope.Rope.Spec, head_dim: int) -> Config:
+    """The ``rope_parameters`` of a spec."""
+    out: Config = {"rope_type": "default", "rope_theta": spec.theta}
+    if spec.rotary_dim != head_dim:
+        out["partial_rotary_factor"] = spec.rotary_dim / head_dim
+    if isinstance(spec.scaling, rope.Linear):
+        out |= {"rope_type": "linear", "factor": spec.scaling.factor}
+    elif isinstance(spec.scaling, rope.Llama3):
+        out |= {
+            "rope_type": "llama3",
+            "factor": spec.scaling.factor,
+            "low_freq_factor": spec.scaling.low,
+            "high_freq_factor": spec.scaling.high,
+            "original_max_position_embeddings": spec.scaling.original,
+        }
+    return out
+
+
+def read_decoder(
+    fields: Fields,
+    *,
+    bias: tuple[bool, bool],
+    mask: Callable[[int], Mask] = lambda layer: Causal(),
+    rotary: Callable[[int], bool] = lambda layer: True,
+) -> Decoder.Spec:
+    """The Llama-shaped decoder of a configuration; ``bias`` is (q k v, o); ``mask`` and ``rotary`` are by layer."""
+    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    if fields.any("head_dim") is None and hidden % heads:
+        raise FileFormatError(
+            f"{fields.origin}: hidden_size {hidden} is no multiple of {heads} heads", remedy="Fetch the model again."
+        )
+    head_dim = fields.integer("head_dim", hidden // heads)
+    position = read_rope(fields, head_dim)
+    name = fields.any("hidden_act", "silu")
+    if name not in ACTIVATIONS:
+        raise UnsupportedError(f"Activation {name!r}", remedy=f"Known are {', '.join(ACTIVATIONS)}.")
+    norm = RMSNorm.Spec(hidden=hidden, epsilon=fields.number("rms_norm_eps", 1e-6))
+    channel = gated(
+        hidden,
+        fields.integer("intermediate_size"),
+        bias=fields.flag("mlp_bias", False),
+        activation=ACTIVATIONS[name],
+    )
+
+    def block(layer: int) -> Block.Spec:
+        mixer = attention(
+            hidden,
+            num_heads=heads,
+            num_kv_heads=fields.integer("num_key_value_heads", heads),
+            head_dim=head_dim,
+            bias=bias,
+            position=position if rotary(layer) else None,
+            mask=mask(layer),
+        )
+        return Block.Spec(mixer_norm=norm, mixer=mixer, channel_norm=norm, channel=channel)
+
+    vocab_size = fields.integer("vocab_size")
+    projection = Linear.Spec(in_features=hidden, out_features=vocab_size, axes=("vocab", "embed"))
+    return Decoder.Spec(
+        embed=Embedding.Spec(vocab_size=vocab_size, hidden=hidden),
+        layers=tuple(block(layer) for layer in range(fields.integer("num_hidden_layers", high=10_000))),
+        norm=norm,
+        head=TiedHead.Spec() if fields.flag("tie_word_embeddings", False) else Head.Spec(projection=projection),
+        context_length=fields.integer("max_position_embeddings", 2048),
+    )
+
+
+def write_decoder(spec: Decoder.Spec) -> tuple[Config, list[Attention.Spec]] | None:
+    """The configuration fields that all Llama-shaped families share, and the mixers; None if the shape is another.
+
+    All layers must be alike but for their masks and positions, which the caller judges.
+    """
+    mixers, channels, norms = [], [], [spec.norm]
+    for layer in spec.layers:
+        if not (isinstance(layer, Block.Spec) and isinstance(layer.mixer, Attention.Spec)):
+            return None
+        mixers.append(layer.mixer)
+        channels.append(layer.channel)
+        norms += [layer.mixer_norm, layer.channel_norm]
+    first, channel = mixers[0], channels[0]
+    alike = [mixer.with_(position=first.position, mask=first.mask) == first for mixer in mixers]
+    names = {activation: name for name, activation in reversed(ACTIVATIONS.items())}
+    if not (all(alike) and _all_equal(channels) and isinstance(channel, Gated.Spec) and channel.activation in names):
+        return None
+    if not (_all_equal(norms) and isinstance(spec.norm, RMSNorm.Spec)):
+        return None
+    config: Config = {
+        "hidden_size": spec.embed.hidden,
+        "intermediate_size": channel.gate.out_features,
+        "num_hidden_layers": len(spec.layers),
+        "num_attention_heads": first.num_heads,
+        "num_key_value_heads": first.num_kv_heads,
+        "head_dim": first.head_dim,
+        "hidden_act": names[channel.activation],
+        "rms_norm_eps": spec.norm.epsilon,
+        "vocab_size": spec.embed.vocab_size,
+        "max_position_embeddings": spec.context_length,
+        "tie_word_embeddings": isinstance(spec.head, TiedHead.Spec),
+        "mlp_bias": channel.gate.bias,
+    }
+    return config, mixers
+
+
+def _all_equal(specs: list[Spec]) -> bool:
+    return all(item == specs[0] for item in specs)
+
+
+def read(fields: Fields) -> Decoder.Spec:
+    """config.json -> spec."""
+    if fields.any("rope_interleaved", False):
+        raise UnsupportedError(
+            "rope_interleaved in a Llama configuration", remedy="Convert the checkpoint to half-split."
+        )
+    bias = fields.flag("attention_bias", False)
+    return read_decoder(fields, bias=(bias, bias))
+
+
+def write(spec: Decoder.Spec) -> Config | None:
+    """Spec -> config.json, or None when it is no Llama."""
+    if (shared := write_decoder(spec)) is None:
+        return None
+    config, mixers = shared
+    first = mixers[0]
+    plain = all(mixer == first for mixer in mixers) and first.mask == Causal() and first.position is not None
+    if not plain or first.position is None or first.q.bias != first.o.bias:
+        return None
+    return config | {"attention_bias": first.q.bias, "rope_parameters": write_rope(first.position, first.head_dim)}
+
+
+FAMILY = Family("llama", "LlamaForCausalLM", read, write, KEYS, gguf="llama")

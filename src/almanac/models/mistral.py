@@ -1,0 +1,32 @@
+"""Mistral 7B (Jiang 2023, arXiv 2310.06825): Llama with a sliding attention window."""
+
+from __future__ import annotations
+
+from almanac.models.family import Config, Family, Fields
+from almanac.models.llama import KEYS, read_decoder, write_decoder, write_rope
+from almanac.nn.attention.masks import Causal, SlidingWindow
+from almanac.nn.stack import Decoder
+
+
+def read(fields: Fields) -> Decoder.Spec:
+    """config.json -> spec."""
+    window = fields.any("sliding_window")
+    mask = SlidingWindow(size=fields.integer("sliding_window")) if window is not None else Causal()
+    return read_decoder(fields, bias=(False, False), mask=lambda layer: mask)
+
+
+def write(spec: Decoder.Spec) -> Config | None:
+    """Spec -> config.json, or None when it is no Mistral."""
+    if (shared := write_decoder(spec)) is None:
+        return None
+    config, mixers = shared
+    first = mixers[0]
+    if any(mixer != first for mixer in mixers) or first.position is None or first.q.bias or first.o.bias:
+        return None
+    if config.pop("mlp_bias"):
+        return None
+    window = first.mask.size if isinstance(first.mask, SlidingWindow) else None
+    return config | {"sliding_window": window, "rope_parameters": write_rope(first.position, first.head_dim)}
+
+
+FAMILY = Family("mistral", "MistralForCausalLM", read, write, KEYS)

@@ -1,0 +1,49 @@
+"""SmolLM3 (2025): Llama in which every fourth layer has no positions (RNoPE, Yang 2025, arXiv 2501.18795)."""
+
+from __future__ import annotations
+
+from almanac.models.family import Config, Family, Fields
+from almanac.models.llama import KEYS, read_decoder, write_decoder, write_rope
+from almanac.nn.attention.masks import Causal, Mask, SlidingWindow
+from almanac.nn.stack import Decoder
+
+
+def read(fields: Fields) -> Decoder.Spec:
+    """config.json -> spec."""
+    bias = fields.flag("attention_bias", False)
+    rotary = fields.any("no_rope_layers")  # 1 where rotary is used, whatever the name says
+    interval = fields.any("no_rope_layer_interval", 4)
+    kinds = fields.any("layer_types")
+
+    def has_rotary(layer: int) -> bool:
+        return bool(rotary[layer]) if rotary is not None else (layer + 1) % interval != 0
+
+    def mask(layer: int) -> Mask:
+        sliding = kinds is not None and kinds[layer] == "sliding_attention"
+        return SlidingWindow(size=fields.integer("sliding_window")) if sliding else Causal()
+
+    return read_decoder(fields, bias=(bias, bias), mask=mask, rotary=has_rotary)
+
+
+def write(spec: Decoder.Spec) -> Config | None:
+    """Spec -> config.json, or None when it is no SmolLM3."""
+    if (shared := write_decoder(spec)) is None:
+        return None
+    config, mixers = shared
+    first = mixers[0]
+    positions = {mixer.position for mixer in mixers if mixer.position is not None}
+    sizes = {mixer.mask.size for mixer in mixers if isinstance(mixer.mask, SlidingWindow)}
+    if len(positions) != 1 or len(sizes) > 1 or first.q.bias != first.o.bias:
+        return None
+    kinds = ["sliding_attention" if isinstance(mixer.mask, SlidingWindow) else "full_attention" for mixer in mixers]
+    return config | {
+        "attention_bias": first.q.bias,
+        "no_rope_layers": [int(mixer.position is not None) for mixer in mixers],
+        "layer_types": kinds,
+        "use_sliding_window": bool(sizes),
+        "sliding_window": sizes.pop() if sizes else None,
+        "rope_parameters": write_rope(positions.pop(), first.head_dim),
+    }
+
+
+FAMILY = Family("smollm3", "SmolLM3ForCausalLM", read, write, KEYS)

@@ -1,0 +1,34 @@
+"""The token embedding: a row of the table per id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from almanac.core import spec
+from almanac.core.site import Leaf
+from almanac.core.spec import Initialiser, Normal
+from almanac.core.weight import StoredWeight
+
+
+class Embedding(Leaf):
+    """ids int64 [batch, time] -> [batch, time, embed]; ``weight`` [vocab_size, embed]."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Spec(spec.Spec):
+        vocab_size: int
+        hidden: int
+        axes: tuple[str, str] = ("vocab", "embed")
+        initialiser: Initialiser = Normal()
+
+        def build(self) -> Embedding:
+            return Embedding(self)
+
+    def __init__(self, spec: Embedding.Spec) -> None:
+        super().__init__((spec.vocab_size, spec.hidden), axes=spec.axes, initialiser=spec.initialiser)
+        self.bias = None
+
+    def compute(self, ids: Tensor) -> Tensor:
+        return self.weight.embed(ids) if isinstance(self.weight, StoredWeight) else F.embedding(ids, self.weight)

@@ -1,0 +1,89 @@
+"""The decoder: embedding, a stack of blocks, a norm, a head. What each of them is, the spec says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from almanac.core import spec
+from almanac.core.errors import RequestError
+from almanac.core.state import Context, StackState, positions_after
+from almanac.nn.embedding import Embedding
+
+
+class Decoder(nn.Module):
+    """tokens int64 [batch, time] -> logits [batch, time, vocab]."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Spec(spec.Spec):
+        embed: Embedding.Spec
+        layers: tuple[spec.Spec, ...]
+        norm: spec.Spec
+        head: spec.Spec
+        context_length: int  # tokens the model was made for
+
+        def build(self) -> Decoder:
+            return Decoder(self)
+
+    def __init__(self, spec: Decoder.Spec) -> None:
+        super().__init__()
+        self.context_length = spec.context_length
+        self.vocab_size = spec.embed.vocab_size
+        self.embed = spec.embed.build()
+        self.layers = nn.ModuleList([layer.build() for layer in spec.layers])
+        self.norm = spec.norm.build()
+        self.head = spec.head.build()
+
+    def forward(self, tokens: Tensor, context: Context | None = None) -> Tensor:
+        """Logits of every position. ``context`` defaults to one unpacked sequence per row, starting at position 0.
+
+        Raises RequestError for an empty batch, a batch over the context length, or an id outside the vocabulary.
+        """
+        hidden, _ = self.hidden(tokens, None, context)
+        return self.logits(hidden)
+
+    def hidden(
+        self, tokens: Tensor, state: StackState | None = None, context: Context | None = None
+    ) -> tuple[Tensor, StackState | None]:
+        """The normalised hidden vectors [batch, time, hidden]; with a state, ``tokens`` continue its rows."""
+        lengths = state.lengths if state is not None else [0] * tokens.shape[0]
+        _check(tokens, max(lengths, default=0), self)
+        if context is None:
+            context = Context(positions=positions_after(lengths, tokens.shape[1]).to(tokens.device))
+        x = self.embed(tokens)
+        states = []
+        for index, layer in enumerate(self.layers):
+            x, layer_state = layer(x, context, state.layers[index] if state is not None else None)
+            states.append(layer_state)
+        return self.norm(x), StackState(states) if state is not None else None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., hidden] -> [..., vocab]."""
+        return self.head(hidden, self.embed)
+
+    def init_state(self, rows: int, capacity: int) -> StackState:
+        """An empty state for ``rows`` sequences with room for ``capacity`` tokens each."""
+        return StackState([layer.mixer.init_state(rows, capacity) for layer in self.layers])
+
+
+def _check(tokens: Tensor, past: int, decoder: Decoder) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if tokens.dim() != 2 or tokens.numel() == 0:
+        raise RequestError(
+            f"Tokens of shape {tuple(tokens.shape)}", remedy="Give int64 ids [batch, time] with at least one token."
+        )
+    if past + tokens.shape[1] > decoder.context_length:
+        raise RequestError(
+            f"{past + tokens.shape[1]} tokens exceed the context of {decoder.context_length}",
+            remedy="Shorten the prompt or ask for fewer tokens.",
+        )
+    if not tokens.is_meta:
+        low, high = (int(bound) for bound in torch.aminmax(tokens))
+        if low < 0 or high >= decoder.vocab_size:
+            raise RequestError(
+                f"Token id {low if low < 0 else high} is outside the vocabulary of {decoder.vocab_size}",
+                remedy="Encode the text with this model's own tokenizer.",
+            )

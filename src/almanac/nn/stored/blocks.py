@@ -1,0 +1,49 @@
+"""GGUF's quantized blocks kept packed: a weight is a row of blocks per output, expanded only where it is used.
+
+The formats themselves (Q4_0 ... Q6_K) are in ``files.gguf``; the layout is ggml's and so is every dequantised bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from almanac.core.errors import ShapeError
+from almanac.core.weight import StoredWeight
+from almanac.files.gguf.format import Format
+from almanac.nn.stored import kernels
+
+DENSE_FROM_ROWS = 48
+"""From this many rows on, expanding the weight once and multiplying densely beats the packed product (measured)."""
+
+
+class BlockWeight(StoredWeight):
+    """``codes`` uint8 [out, row_bytes]; shape [out, in]."""
+
+    def __init__(self, blocks: Tensor, *, format: Format, shape: tuple[int, int]) -> None:
+        super().__init__(shape)
+        expected = (shape[0], shape[1] // format.block_size * format.block_bytes)
+        if shape[1] % format.block_size or tuple(blocks.shape) != expected:
+            raise ShapeError(
+                f"{format.name} blocks of shape {tuple(blocks.shape)} for a weight of shape {shape}",
+                remedy=f"The last dimension must be a multiple of {format.block_size}.",
+            )
+        self.format = format
+        self.store("codes", blocks)
+
+    def dense(self) -> Tensor:
+        if not torch.compiler.is_compiling():
+            fast = kernels.expand(self.codes, self.shape[1], self.format.ggml_id)
+            if fast is not None:
+                return fast
+        return self.format.dequantize(self.codes)
+
+    def linear(self, x: Tensor) -> Tensor:
+        if x.numel() // self.shape[1] < DENSE_FROM_ROWS:
+            fast = kernels.linear(x, self.codes, self.shape[1], self.format.ggml_id)
+            if fast is not None:
+                return fast
+        return torch.nn.functional.linear(x, self.dense().to(x.dtype))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.format.dequantize(self.codes[ids.reshape(-1)]).view(*ids.shape, self.shape[1])

@@ -1,0 +1,52 @@
+"""A weight as int8 codes with one float32 scale per output row; the scale lies in front of its row's codes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from almanac.core.errors import ShapeError
+from almanac.core.weight import StoredWeight
+from almanac.nn.stored import kernels
+from almanac.nn.stored.blocks import DENSE_FROM_ROWS
+
+FORMAT_ID = 1000  # in blocks.c
+SCALE_BYTES = 4
+
+
+class RowwiseInt8(StoredWeight):
+    """``codes`` uint8 [out, 4 + in]: float32 scale, then int8 codes; dense = scale · code."""
+
+    def __init__(self, codes: Tensor, *, shape: tuple[int, int]) -> None:
+        super().__init__(shape)
+        if codes.shape != (shape[0], SCALE_BYTES + shape[1]) or codes.dtype != torch.uint8:
+            raise ShapeError(
+                f"int8 rows of shape {tuple(codes.shape)} for a weight of shape {shape}",
+                remedy="The codes and the spec belong to different models.",
+            )
+        self.store("codes", codes)
+
+    @classmethod
+    def pack(cls, codes: Tensor, scale: Tensor) -> RowwiseInt8:
+        """codes int8 [out, in], scale float32 [out] -> the stored weight."""
+        rows = torch.cat([scale.float().contiguous().view(-1, 1).view(torch.uint8), codes.view(torch.uint8)], dim=1)
+        return cls(rows, shape=(codes.shape[0], codes.shape[1]))
+
+    def dense(self) -> Tensor:
+        return _expand(self.codes)
+
+    def linear(self, x: Tensor) -> Tensor:
+        if x.numel() // self.shape[1] < DENSE_FROM_ROWS:
+            fast = kernels.linear(x, self.codes, self.shape[1], FORMAT_ID)
+            if fast is not None:
+                return fast
+        return F.linear(x, self.dense().to(x.dtype))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return _expand(self.codes[ids.reshape(-1)]).view(*ids.shape, self.shape[1])
+
+
+def _expand(rows: Tensor) -> Tensor:
+    scale = rows[:, :SCALE_BYTES].contiguous().view(torch.float32)  # [rows, 1]
+    return rows[:, SCALE_BYTES:].view(torch.int8).float() * scale
