@@ -1,0 +1,222 @@
+"""A language model with all that belongs to it: network, tokenizer, chat template, plan and provenance.
+
+This is the value that ``almanac.load`` returns and that every verb takes and gives back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from almanac.core.errors import RequestError, UnsupportedError
+from almanac.core.site import Leaf
+from almanac.core.technique import Attachment, Plan, Rewrite, Technique
+from almanac.core.weight import StoredWeight
+from almanac.generate.engine import Engine, Event, Request
+from almanac.generate.sampling import Sampling
+from almanac.nn.stack import Decoder
+from almanac.tokenizers.chat_template import ChatTemplate
+from almanac.tokenizers.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+DEFAULT_MAX_TOKENS = 256
+
+
+@dataclass
+class LanguageModel:
+    """A loaded model.
+
+    - ``network``: tokens int64 [batch, time] -> logits [batch, time, vocab]
+    - ``spec``, ``plan``: what the network is, and what was done to it since
+    - ``template``: the chat template, or None for a base model
+    - ``family``: the ``model_type`` it came from, or None
+    - ``provenance``: where it came from and every step since, as JSON
+    """
+
+    network: Decoder
+    spec: Decoder.Spec
+    tokenizer: Tokenizer
+    template: ChatTemplate | None = None
+    plan: Plan = Plan()
+    family: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The continuation of a text (control tokens in it are plain text) or of ids.
+
+        Raises RequestError for an empty prompt, one over the context, or options out of range.
+        """
+        return "".join(event.text for event in self.stream(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Event]:
+        """As :meth:`generate`, event by event."""
+        tokens = self.tokenizer.encode(prompt, allow_special=False) if isinstance(prompt, str) else list(prompt)
+        request = self.request(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)
+        return iter(self.engine().submit(request))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The assistant's next message to a conversation of ``{"role", "content"}``."""
+        return self.generate(self.chat_tokens(messages), max_tokens=max_tokens, sampling=sampling, stop=stop)
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt ids of a conversation, ready for the assistant's turn.
+
+        Text that spells a control token is refused: it could end a turn or open another.
+        """
+        if self.template is None:
+            raise UnsupportedError("This model has no chat template", remedy="Use generate, or an instruct model.")
+        self._refuse_control_text(messages)
+        text = self.template.render(list(messages), add_generation_prompt=True)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def request(
+        self,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Request:
+        """A request of this model's kind: its end-of-turn tokens stop it, and it is fitted into the context."""
+        room = self.network.context_length - len(tokens)
+        return Request(
+            tokens=tuple(tokens),
+            max_tokens=max(1, min(max_tokens, room)) if max_tokens >= 1 else max_tokens,
+            sampling=sampling or Sampling(),
+            stop_tokens=self.tokenizer.special.stop,
+            stop=tuple(stop),
+            logprobs=logprobs,
+        )
+
+    def engine(self, *, max_rows: int = 16, prefill_chunk: int = 512) -> Engine:
+        """A fresh engine over this network."""
+        self.network.eval()
+        return Engine(
+            self.network, text_stream=self.tokenizer.decode_stream, max_rows=max_rows, prefill_chunk=prefill_chunk
+        )
+
+    def attach(self, technique: Technique, calibration: Iterable[Tensor] | None = None) -> LanguageModel:
+        """Applies a technique in place and adds it to the plan; returns this model."""
+        if isinstance(technique, Attachment):
+            technique.attach(self.network, calibration)
+        elif isinstance(technique, Rewrite):
+            spec, network = technique.rewrite(self.spec, self.network)
+            assert isinstance(spec, Decoder.Spec) and isinstance(network, Decoder)
+            self.spec, self.network = spec, network
+        self.plan = self.plan.then(technique)
+        self.record(technique.title, technique.to_dict())
+        return self
+
+    def detach(self, technique: Attachment) -> LanguageModel:
+        """Undoes a technique of the plan in place; returns this model."""
+        technique.detach(self.network)
+        self.plan = self.plan.without(technique)
+        self.record("detach", technique.to_dict())
+        return self
+
+    def fold(self) -> LanguageModel:
+        """Moves every foldable technique into dense weights, in place; stored weights are expanded first.
+
+        What the model computes stays the same; verified before returning (raises ParityError otherwise).
+        """
+        from almanac.verify.parity import folding
+
+        with folding(self):
+            self.expand()
+            for technique in [step for step in self.plan.techniques if type(step).folds]:
+                assert isinstance(technique, Attachment)
+                technique.fold(self.network)
+                self.plan = self.plan.without(technique)
+                self.record("fold", technique.to_dict())
+        return self
+
+    def expand(self) -> LanguageModel:
+        """Turns every stored weight into the dense float32 weight it stands for, in place; values do not change."""
+        for module in self.network.modules():
+            if isinstance(module, Leaf) and isinstance(module.weight, StoredWeight):
+                module.set_weight(torch.nn.Parameter(module.weight.dense(), requires_grad=False))
+        kept = tuple(step for step in self.plan.techniques if not type(step).stores)
+        if kept != self.plan.techniques:
+            self.plan = Plan(techniques=kept)
+            self.record("expand", {})
+        return self
+
+    def quantize(self, technique: Technique, *, bound: float | None = None) -> LanguageModel:
+        """Stores weights in another format, in place, and checks the loss against its bound.
+
+        ``bound``: largest mean KL divergence from the model before, nats per token; None for the technique's own.
+        Raises ParityError, with the model left as it was, when the loss is larger.
+        """
+        from almanac.verify.parity import quantizing
+
+        with quantizing(self, technique, bound):
+            self.attach(technique)
+        return self
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes a model folder with its certificate; see ``language_model.save``."""
+        from almanac.language_model.save import save
+
+        return save(self, Path(folder))
+
+    def export(self, path: str | Path, *, format: str, quantization: str | None = None) -> Path:
+        """Writes the model in a foreign format (``hf``, ``peft`` or ``gguf``); see ``language_model.export``."""
+        from almanac.language_model.export import export
+
+        return export(self, Path(path), format=format, quantization=quantization)
+
+    def record(self, step: str, details: Mapping[str, Any]) -> None:
+        """Adds a step to the provenance."""
+        self.provenance.setdefault("steps", []).append({"step": step, "details": copy.deepcopy(dict(details))})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights as held now."""
+        return sum(parameter.nbytes for parameter in self.network.parameters())
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the model, counted as dense numbers, adapters included."""
+        stored = [module for module in self.network.modules() if isinstance(module, StoredWeight)]
+        inside = {id(parameter) for module in stored for parameter in module.parameters()}
+        plain = sum(p.numel() for p in self.network.parameters() if id(p) not in inside)
+        return plain + sum(module.shape.numel() for module in stored)
+
+    def _refuse_control_text(self, messages: Sequence[Message]) -> None:
+        texts = list(self.tokenizer.control_tokens())
+        for index, message in enumerate(messages):
+            content = message.get("content")
+            found = next((text for text in texts if isinstance(content, str) and text in content), None)
+            if found is not None:
+                raise RequestError(
+                    f"Message {index} contains the control token {found!r}",
+                    remedy="Remove it from the text; it could end a turn or open another.",
+                )

@@ -1,0 +1,103 @@
+"""Saving: a model folder is written beside its place, read back, held against the model in memory, and only then moved."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from almanac.files.safetensors import write_safetensors
+from almanac.files.store import sync_folder, write_atomic, write_json
+from almanac.language_model.load import MANIFEST, MANIFEST_VERSION, load_folder
+from almanac.models.hub_folder import config_text, family_of, hub_config, hub_names
+from almanac.verify import certificate as certificates
+from almanac.verify.parity import require_equal
+from almanac.verify.probes import divergence, probe_ids, probe_logits
+
+if TYPE_CHECKING:
+    from almanac.language_model.model import LanguageModel
+
+
+def save(lm: LanguageModel, folder: Path) -> Path:
+    """Writes the folder of a model: weights, configuration, tokenizer, almanac.json and certificate.json.
+
+    A model with an empty plan whose family the hub knows is written under the hub's names, loadable by transformers; any
+    other under ours, and marked so that no one takes it for something else.
+
+    Raises:
+        ParityError: what was read back is not the model; nothing is left behind and an older folder stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write_folder(lm, scratch)
+        seal(lm, scratch)
+        move_into_place(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def write_folder(lm: LanguageModel, folder: Path) -> None:
+    """All files but the certificate."""
+    tensors = {name: parameter.detach() for name, parameter in lm.network.named_parameters()}
+    known = None if lm.plan.techniques else family_of(lm.spec, lm.family)
+    if known is not None:
+        family, written = known
+        config = hub_config(family, written, dtype=_dtype(tensors), special=_special(lm))
+        write_safetensors(folder / "model.safetensors", hub_names(family, lm.spec, tensors))
+    else:
+        config = {"model_type": lm.family or "almanac", "quantization_config": {"quant_method": "almanac"}}
+        write_safetensors(folder / "model.safetensors", tensors)
+    write_atomic(folder / "config.json", config_text(config).encode())
+    lm.tokenizer.save(folder)
+    manifest: dict[str, Any] = {
+        "version": MANIFEST_VERSION,
+        "layout": "hf" if known is not None else "almanac",
+        "family": known[0].model_type if known is not None else lm.family,
+        "spec": lm.spec.to_dict(),
+        "plan": lm.plan.to_dict(),
+        "provenance": lm.provenance,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def seal(lm: LanguageModel, folder: Path) -> None:
+    """Reads the folder back, compares it with the model in memory, and writes the certificate."""
+    rows = probe_ids(lm)
+    again = load_folder(folder)
+    require_equal(divergence(probe_logits(lm, rows), probe_logits(again, rows)), "saving")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    sealed = certificates.certify(lm, files=files, steps=lm.provenance.get("parity", []))
+    certificates.check(sealed, again)
+    certificates.write(sealed, folder / certificates.NAME)
+
+
+def move_into_place(scratch: Path, folder: Path) -> None:
+    """``scratch`` becomes ``folder``; an older folder of that name goes only after the new one stands."""
+    old: Path | None = None
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        folder.rename(old / folder.name)
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if old is not None:
+            (old / folder.name).rename(folder)
+        raise
+    sync_folder(folder.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _dtype(tensors: dict[str, Tensor]) -> torch.dtype:
+    return next(iter(tensors.values())).dtype
+
+
+def _special(lm: LanguageModel) -> dict[str, int | None]:
+    special = lm.tokenizer.special
+    return {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
