@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from almanac.core.errors import UnsupportedError
+from almanac.core.errors import SelectionError, ShapeError, UnsupportedError
 from almanac.core.site import AROUND, Around, select
 from almanac.core.technique import Attachment
 from almanac.core.weight import StoredWeight
@@ -41,13 +41,21 @@ class Lora(Attachment):
     dropout: float = 0.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ShapeError(f"A rank of {self.rank}", remedy="Give a whole number from 1.")
+        if not 0 <= self.dropout < 1:
+            raise UnsupportedError(f"A dropout of {self.dropout}", remedy="Give a number from 0 to below 1.")
+
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
         sites = select(model, self.targets, of=Linear)
+        if any(site.wrapper(self.name) is not None for site in sites.values()):
+            raise SelectionError(f"{self.name!r} is already attached", remedy="Detach it first or choose another name.")
         model.requires_grad_(False)
         for path, site in sites.items():
-            wrapper = LowRank(site.shape, self)
+            wrapper = LowRank(site.shape, self).to(next(site.parameters()).device)
             if not wrapper.a.is_meta:
-                wrapper.initialise(seed_of(self.seed, path))
+                wrapper.initialise(seed_of(self.seed, f"{path}.{self.name}"))
             site.wrap(self.name, wrapper)
         for wrapper in (w for module in model.modules() if isinstance(module, Linear) for w in module.chain):
             wrapper.requires_grad_(True)
@@ -69,8 +77,10 @@ class Lora(Attachment):
         for site in sites.values():
             wrapper = site.wrapper(self.name)
             if isinstance(wrapper, LowRank):
-                with torch.no_grad():
-                    site.set_weight(site.dense_weight() + wrapper.update().to(site.dense_weight().dtype))
+                weight = site.dense_weight()
+                with torch.no_grad():  # a new tensor: the old one may belong to whoever gave it
+                    folded = weight + wrapper.update().to(weight.dtype)
+                site.set_weight(nn.Parameter(folded, requires_grad=weight.requires_grad))
         self.detach(model)
 
 
@@ -93,8 +103,9 @@ class LowRank(Around):
             self.b.zero_()
 
     def forward(self, following: Callable[..., Tensor], x: Tensor) -> Tensor:
-        inner = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return torch.add(following(x), F.linear(F.linear(inner, self.a), self.b), alpha=self.scaling)
+        y = following(x)
+        inner = (F.dropout(x, self.dropout, self.training) if self.dropout else x).to(self.a.dtype)
+        return torch.add(y, F.linear(F.linear(inner, self.a), self.b).to(y.dtype), alpha=self.scaling)
 
     def update(self) -> Tensor:
         """The change of the weight, (alpha / rank) B A, [out, in]."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from almanac.core.errors import SelectionError
+
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether the whole of ``path`` fits ``pattern``."""
+    """Whether the whole of ``path`` fits ``pattern``. Raises SelectionError for an unclosed brace."""
     return _compiled(pattern).fullmatch(path) is not None
 
 
@@ -42,5 +44,5 @@ def _compiled(pattern: str) -> re.Pattern[str]:
             out.append(re.escape(char))
         index += 1
     if depth:
-        raise ValueError(f"unbalanced brace in pattern {pattern!r}")
+        raise SelectionError(f"The pattern {pattern!r} has an unclosed brace", remedy="Close it: layers.*.mixer.{q,v}.")
     return re.compile("".join(out))

@@ -56,13 +56,15 @@ class Site(nn.Module, ABC):
         return self._chain
 
     def wrap(self, name: str, wrapper: Around) -> None:
-        """Attaches ``wrapper`` as the outermost of the chain. Raises SelectionError if the name is taken here."""
-        if AROUND not in self._modules:
-            self.add_module(AROUND, nn.ModuleDict())
-        wrappers = self._wrappers()
-        if name in wrappers:
+        """Attaches ``wrapper`` as the outermost of the chain. Raises SelectionError if the name is taken or unfit."""
+        if self.wrapper(name) is not None:
             raise SelectionError(f"{name!r} is already attached here", remedy="Detach it first or choose another name.")
-        wrappers[name] = wrapper.train(self.training)
+        wrappers = self._wrappers() if AROUND in self._modules else nn.ModuleDict()
+        try:
+            wrappers[name] = wrapper.train(self.training)
+        except KeyError as error:  # empty, dotted, or a word that torch keeps for itself
+            raise SelectionError(f"{name!r} cannot name a wrapper", remedy="Choose another, such as 'lora'.") from error
+        self.add_module(AROUND, wrappers)
         self._chain = (*self._chain, wrapper)
 
     def wrapper(self, name: str) -> Around | None:

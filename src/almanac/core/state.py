@@ -29,7 +29,8 @@ class Context:
 
     positions: Tensor
     segments: Tensor | None = None
-    memo: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    # not dict[str, Any], which torch.compile cannot call
+    memo: dict[str, Any] = dataclasses.field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
 
 
 class State(ABC):

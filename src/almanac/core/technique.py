@@ -108,7 +108,7 @@ def assemble(spec: Spec, plan: Plan, tensors: Mapping[str, Tensor]) -> nn.Module
 
     Raises:
         FileFormatError: tensors missing or left over.
-        ShapeError: a tensor of another shape than the spec's.
+        ShapeError: a tensor of another shape than the spec's, or numbers where codes belong.
     """
     with torch.device("meta"):
         _, model = plan.replay(spec, spec.build())
@@ -122,6 +122,11 @@ def assemble(spec: Spec, plan: Plan, tensors: Mapping[str, Tensor]) -> nn.Module
                 remedy="The configuration and the weights belong to different models; fetch both from one place.",
             )
         owner, _, leaf = name.rpartition(".")
+        if tensor.is_floating_point() != parameter.is_floating_point():
+            raise ShapeError(
+                f"{name}: the file holds {tensor.dtype}, the plan needs {parameter.dtype}",
+                remedy="The plan and the weights belong to different models; fetch both from one place.",
+            )
         module = model.get_submodule(owner)
         module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
     for module in model.modules():

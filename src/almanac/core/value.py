@@ -64,7 +64,7 @@ class Value:
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form, as 64 hex digits."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        text = json.dumps(_canonical(self.to_dict()), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def with_(self, **changes: Any) -> Self:
@@ -73,7 +73,17 @@ class Value:
 
 
 def _same(left: Any, right: Any) -> bool:
-    return type(left) is type(right) and left == right
+    numbers = {type(left), type(right)} == {int, float}  # 16 and 16.0 are one; True and 1 are not
+    return (numbers or type(left) is type(right)) and left == right
+
+
+def _canonical(data: Any) -> Any:
+    """The same data with whole floats as integers, so that values that compare equal have one digest."""
+    if isinstance(data, dict):
+        return {name: _canonical(item) for name, item in cast("dict[str, Any]", data).items()}
+    if isinstance(data, list):
+        return [_canonical(item) for item in cast("list[Any]", data)]
+    return int(data) if isinstance(data, float) and data.is_integer() else data
 
 
 def _encode(value: Any) -> Any:

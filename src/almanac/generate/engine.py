@@ -224,7 +224,7 @@ class Engine:
             if handle.cancelled and handle.finish is None:
                 rest = handle.text.finish() if handle.text is not None else ""
                 handle.events.append(Event(None, rest, finish="cancelled"))
-                handle.finish = "cancelled"
+                handle.finish, handle.state = "cancelled", None
         self.waiting = deque(handle for handle in self.waiting if handle.finish is None)
         self._retire()
 
@@ -268,7 +268,7 @@ def check(request: Request, network: Network) -> None:
 def _top(logprobs: Tensor, count: int | None) -> tuple[tuple[int, float], ...]:
     if not count:
         return ()
-    found = logprobs.topk(count)
+    found = logprobs.topk(min(count, logprobs.shape[0]))
     return tuple(zip(found.indices.tolist(), found.values.tolist(), strict=True))
 
 

@@ -37,10 +37,10 @@ class StopText:
         if self.stopped:
             return "", True
         text = self.held + piece
-        found = [index for index in (text.find(stop) for stop in self.stops) if index >= 0]
-        if found:
+        found = [(index + len(stop), index) for stop in self.stops if (index := text.find(stop)) >= 0]
+        if found:  # the one completed first, so that it does not matter in what pieces the text came
             self.stopped, self.held = True, ""
-            return text[: min(found)], True
+            return text[: min(found)[1]], True
         keep = max((_overlap(text, stop) for stop in self.stops), default=0)
         self.held = text[len(text) - keep :]
         return text[: len(text) - keep], False

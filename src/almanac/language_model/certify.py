@@ -30,8 +30,10 @@ def verify(path: str | Path) -> dict[str, Any]:
     place = folder / certificates.NAME if target.is_dir() else folder / f"{target.name}.{certificates.NAME}"
     if place.is_file():
         known = certificates.read(place)
-        certificates.check_files(known, folder)
-        measured = certificates.check(known, load(target))
+        certificates.check_files(known, folder, alone=target.is_file())
+        lm = load(target)
+        measured = certificates.check(known, lm)
+        certificates.check_digests(known, lm)
         return {"certificate": str(place), "new": False, "steps": known["steps"], **measured}
     lm = load(target)
     names = {place.name}

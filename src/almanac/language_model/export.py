@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +21,21 @@ from torch import Tensor
 
 from almanac.adapt.lora import Lora, LowRank
 from almanac.compress.quantize.blocks import LOSS_BOUNDS, Blocks
-from almanac.core.errors import ParityError, UnsupportedError
+from almanac.core.errors import IntegrityError, ParityError, UnsupportedError
 from almanac.core.site import Leaf, select
 from almanac.files.gguf.formats import format_named
 from almanac.files.gguf.writer import write_gguf
-from almanac.files.safetensors import write_safetensors
-from almanac.files.store import write_atomic
+from almanac.files.safetensors import open_safetensors, write_safetensors
+from almanac.files.store import sync_folder, write_atomic
 from almanac.language_model.load import load_gguf
-from almanac.language_model.save import save
+from almanac.language_model.save import move_into_place, save
 from almanac.models.family import Family, expand
 from almanac.models.gguf_file import (
     FREQUENCY_FACTORS,
     frequency_factors,
     gguf_metadata,
     gguf_order,
+    without_factors,
 )
 from almanac.models.hub_folder import Config, family_of
 from almanac.nn.linear import Linear
@@ -38,12 +43,13 @@ from almanac.nn.stored.blocks import BlockWeight
 from almanac.tokenizers.gguf import to_gguf_metadata
 from almanac.verify import certificate as certificates
 from almanac.verify.parity import EQUAL, require_equal, require_within
-from almanac.verify.probes import divergence, probe_ids, probe_logits
+from almanac.verify.probes import divergence, probe_ids, probe_logits, template_answers, tokenizer_answers
 
 if TYPE_CHECKING:
     from almanac.language_model.model import LanguageModel
 
 FORMATS = ("hf", "gguf", "peft")
+UNUSED = 5  # GGUF's type of a token that stands for nothing
 
 
 def export(lm: LanguageModel, path: Path, *, format: str, quantization: str | None = None) -> Path:
@@ -55,7 +61,7 @@ def export(lm: LanguageModel, path: Path, *, format: str, quantization: str | No
 
     Raises:
         UnsupportedError: unknown format, or something the format cannot express (never silently dropped).
-        ParityError: what was read back is another model; nothing is left.
+        ParityError: what was read back is another model; nothing is left, and an older file or folder stays.
     """
     if format not in FORMATS:
         raise UnsupportedError(f"Format {format!r}", remedy=f"Choose one of {', '.join(FORMATS)}.")
@@ -74,8 +80,11 @@ def export(lm: LanguageModel, path: Path, *, format: str, quantization: str | No
 
 def merged(lm: LanguageModel) -> LanguageModel:
     """A dense copy with all adapters folded in."""
-    copied = replace(lm, network=copy.deepcopy(lm.network), provenance=copy.deepcopy(lm.provenance))
-    return copied.fold()
+    copied = replace(lm, network=copy.deepcopy(lm.network), provenance=copy.deepcopy(lm.provenance)).fold()
+    if copied.plan.techniques:
+        left = copied.plan.techniques[0].title
+        raise UnsupportedError(f"A model with {left} in a foreign format", remedy="Save it as an almanac folder.")
+    return copied
 
 
 def export_gguf(lm: LanguageModel, path: Path, quantization: str | None) -> Path:
@@ -94,14 +103,15 @@ def export_gguf(lm: LanguageModel, path: Path, quantization: str | None) -> Path
     if (factors := frequency_factors(source.spec)) is not None:
         tensors[FREQUENCY_FACTORS] = ("F32", factors, tuple(factors.shape))
     metadata: dict[str, Any] = gguf_metadata(source.spec, config, family)
-    metadata |= to_gguf_metadata(source.tokenizer)
+    metadata |= _words(source)
     metadata |= {"general.name": str(lm.provenance.get("source", "almanac")), "general.quantization_version": 2}
-    write_gguf(path, metadata, tensors)
-    try:
-        _seal_gguf(lm, path, worst)
-    except ParityError:
-        path.unlink()
-        raise
+    with _beside(path) as scratch:
+        made = scratch / path.name
+        write_gguf(made, metadata, tensors)
+        _seal_gguf(lm, made, worst)
+        for place in sorted(scratch.iterdir()):  # the model before its certificate
+            place.replace(path.with_name(place.name))
+        sync_folder(path.parent)
     return path
 
 
@@ -123,24 +133,51 @@ def export_peft(lm: LanguageModel, path: Path) -> Path:
         prefix = f"base_model.model.{names[site_path]}"
         tensors[f"{prefix}.lora_A.weight"] = wrapper.a.detach()
         tensors[f"{prefix}.lora_B.weight"] = wrapper.b.detach()
-    path.mkdir(parents=True, exist_ok=True)
-    write_safetensors(path / "adapter_model.safetensors", tensors)
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": lm.provenance.get("source"),
         "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": sorted(modules),
         "bias": "none", "inference_mode": True, "fan_in_fan_out": False, "init_lora_weights": True,
     }  # fmt: skip
-    write_atomic(path / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
+    with _beside(path) as scratch:
+        write_atomic(scratch / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
+        write_safetensors(scratch / "adapter_model.safetensors", tensors)
+        again = open_safetensors(scratch / "adapter_model.safetensors")
+        if any(not again[name].equal(tensor) for name, tensor in tensors.items()):
+            raise IntegrityError("The adapter read back is another", remedy="Check the disk; nothing was kept.")
+        move_into_place(scratch, path)
     return path
 
 
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A folder next to ``path`` to make something in; gone afterwards, whatever happens."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _gguf_family(lm: LanguageModel) -> tuple[Family, Config]:
-    known = family_of(lm.spec, lm.family)
-    if known is None or known[0].gguf is None:
+    known = family_of(without_factors(lm.spec), lm.family, gguf=True)
+    if known is None:
         raise UnsupportedError(
-            f"GGUF has no architecture for a {lm.family or 'model of this spec'}", remedy="Export as hf instead."
+            f"GGUF has no architecture for this {lm.family or 'model'} (its windows, layers without positions or "
+            "biases would be lost)",
+            remedy="Export as hf instead.",
         )
     return known
+
+
+def _words(lm: LanguageModel) -> dict[str, Any]:
+    """The tokenizer's metadata, with a name for every row of the embedding: readers count rows by the tokens."""
+    metadata = to_gguf_metadata(lm.tokenizer)
+    prefix, size = "tokenizer.ggml.", lm.spec.embed.vocab_size
+    fillers = {"tokens": [f"[PAD{id}]" for id in range(size)], "token_type": [UNUSED] * size, "scores": [0.0] * size}
+    for name in fillers.keys() & {key.removeprefix(prefix) for key in metadata}:
+        known = metadata[prefix + name]
+        metadata[prefix + name] = [*known, *fillers[name][len(known) :]]
+    return metadata
 
 
 def _rows(lm: LanguageModel, chosen: str) -> list[tuple[str, str, Tensor, tuple[int, ...]]]:
@@ -181,10 +218,17 @@ def _seal_gguf(lm: LanguageModel, path: Path, bound: float) -> None:
         require_within(found, bound, "Exporting to GGUF")
     steps = [*lm.provenance.get("parity", []), {"step": "export gguf", "bound": bound or EQUAL, **found.to_dict()}]
     sealed = certificates.certify(again, files=[path], steps=steps)
-    if [answer["ids"] for answer in sealed["tokenizer"]["answers"]] != [
-        lm.tokenizer.encode(answer["text"]) for answer in sealed["tokenizer"]["answers"]
-    ]:
-        raise ParityError(
-            "The tokenizer in the GGUF file reads otherwise", remedy="Export as hf and report the tokenizer."
-        )
+    _require_same_words(lm, again)
     certificates.write(sealed, path.with_name(f"{path.name}.{certificates.NAME}"))
+
+
+def _require_same_words(lm: LanguageModel, again: LanguageModel) -> None:
+    """The tokenizer and the template inside the file must read, end and write as the model's own."""
+    remedy = "Export as hf and report the tokenizer."
+    if tokenizer_answers(lm) != tokenizer_answers(again):
+        raise ParityError("The tokenizer in the GGUF file reads otherwise", remedy=remedy)
+    if lm.tokenizer.special.stop != again.tokenizer.special.stop:
+        raise ParityError("The tokens that end a generation are others in the GGUF file", remedy=remedy)
+    before, after = template_answers(lm), template_answers(again)
+    if (before is None) != (after is None) or (before and after and before["rendered"] != after["rendered"]):
+        raise ParityError("The chat template in the GGUF file writes otherwise", remedy=remedy)

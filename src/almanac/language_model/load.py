@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from almanac.compress.quantize.blocks import Blocks
-from almanac.core.errors import FileFormatError, NotFoundError, UnsafeFileError
+from almanac.core.errors import FileFormatError, NotFoundError, RequestError, UnsafeFileError
 from almanac.core.technique import Plan, assemble
 from almanac.files.gguf.formats import format_named
 from almanac.files.hub import HUB_ID, PACKAGES, alias_path, hub_path
+from almanac.files.mapped import read_at_most
+from almanac.files.quoting import quoted
 from almanac.files.refuse import refuse_content, refuse_name
 from almanac.files.safetensors import read_sharded
+from almanac.files.store import safe_member
 from almanac.files.strict_json import read_json
 from almanac.language_model.model import LanguageModel
-from almanac.models.checkpoint import ForeignCheckpoint, Packed
+from almanac.models.checkpoint import ForeignCheckpoint, Packed, describing
 from almanac.models.gguf_file import read_gguf_file
 from almanac.models.hub_folder import read_hub_folder
 from almanac.nn.stack import Decoder
@@ -29,13 +32,14 @@ from almanac.tokenizers.tokenizer import Tokenizer
 
 MANIFEST = "almanac.json"
 MANIFEST_VERSION = 1
+_READ = (MANIFEST, "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def load(
     source: str | Path,
     *,
     packed: bool = True,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     revision: str | None = None,
     download: bool | None = None,
     report: Callable[[str], None] | None = None,
@@ -45,7 +49,7 @@ def load(
     Args:
         source: an alias (``smollm2-135m-instruct``), a model folder, a ``.gguf`` file, or a hub id ``owner/name``.
         packed: keep GGUF's quantized weights packed; False expands them to ``dtype``.
-        dtype: of dense weights.
+        dtype: of dense weights; None: as stored in a folder of ours, float32 from any other source.
         revision: the pinned commit of a hub id.
         download: whether fetching is allowed; by default yes for aliases (pinned by digest), no for hub ids.
         report: told in a line what is being fetched.
@@ -53,6 +57,7 @@ def load(
     Raises:
         NotFoundError: no such thing, or not cached and not allowed to fetch.
         FileFormatError, UnsafeFileError, IntegrityError, ArchitectureError: nothing is half-loaded.
+        RequestError: packed weights together with a dtype that they do not compute in.
     """
     path = _locate(str(source), revision, download, report)
     if path.is_dir():
@@ -60,30 +65,49 @@ def load(
     if path.suffix.lower() == ".gguf":
         return load_gguf(path, packed=packed, dtype=dtype)
     refuse_name(path)
-    with path.open("rb") as file:
-        head = file.read(4096)
+    head, _ = read_at_most(path, 4096)
     if head.startswith(b"GGUF"):
         return load_gguf(path, packed=packed, dtype=dtype)
     refuse_content(path, head)
     raise UnsafeFileError(f"{path} is no model file that is read here", remedy="Give a model folder or a .gguf file.")
 
 
-def load_gguf(path: Path, *, packed: bool = True, dtype: torch.dtype = torch.float32) -> LanguageModel:
+def load_gguf(path: Path, *, packed: bool = True, dtype: torch.dtype | None = None) -> LanguageModel:
     """A GGUF file with the tokenizer and the template inside it."""
     checkpoint, file = read_gguf_file(path)
     tokenizer = from_gguf_metadata(file.metadata)
-    plan, tensors = _packed(checkpoint) if packed else (Plan(), _expanded(checkpoint, dtype))
-    return _model(checkpoint.spec, plan, tensors, tokenizer, checkpoint, {"source": path.name, "format": "gguf"})
+    plan, tensors = _packed(checkpoint) if packed else (Plan(), _dense(checkpoint))
+    if plan.techniques and dtype not in (None, torch.float32):
+        raise RequestError(f"Packed weights compute in float32, not {dtype}", remedy="Say packed=False as well.")
+    lm = LanguageModel(
+        network=_network(path, checkpoint.spec, plan, _cast(tensors, dtype or torch.float32)),
+        spec=checkpoint.spec,
+        tokenizer=tokenizer,
+        template=_template(tokenizer),
+        plan=plan,
+        family=checkpoint.family.model_type,
+        provenance=_provenance(path, "gguf", checkpoint),
+    )
+    return _fitting(lm)
 
 
-def load_folder(path: Path, *, dtype: torch.dtype = torch.float32) -> LanguageModel:
+def load_folder(path: Path, *, dtype: torch.dtype | None = None) -> LanguageModel:
     """A folder: ours (spec and plan in almanac.json) or the hub's."""
-    tokenizer = Tokenizer.from_json_file(path)
+    for name in _READ:
+        safe_member(path, name)
     if (path / MANIFEST).is_file():
-        return _load_own(path, tokenizer)
+        return _fitting(_load_own(path, dtype))
     checkpoint = read_hub_folder(path)
-    tensors = _expanded(checkpoint, dtype)
-    return _model(checkpoint.spec, Plan(), tensors, tokenizer, checkpoint, {"source": path.name, "format": "hf"})
+    tokenizer = Tokenizer.from_json_file(path)
+    lm = LanguageModel(
+        network=_network(path, checkpoint.spec, Plan(), _cast(_dense(checkpoint), dtype or torch.float32)),
+        spec=checkpoint.spec,
+        tokenizer=tokenizer,
+        template=_template(tokenizer),
+        family=checkpoint.family.model_type,
+        provenance=_provenance(path, "hf", checkpoint),
+    )
+    return _fitting(lm)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -93,53 +117,70 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise FileFormatError(
             f"{path / MANIFEST} is not of version {MANIFEST_VERSION}", remedy="Update almanac, or save the model again."
         )
+    kinds = {"layout": str, "family": str | None, "spec": dict, "plan": dict, "provenance": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
+    if wrong or manifest["layout"] not in ("hf", "almanac"):
+        raise FileFormatError(
+            f"{path / MANIFEST} has no valid {wrong[0] if wrong else 'layout'}", remedy="Save the model again."
+        )
     return manifest
 
 
-def _load_own(path: Path, tokenizer: Tokenizer) -> LanguageModel:
+def _load_own(path: Path, dtype: torch.dtype | None) -> LanguageModel:
     manifest = read_manifest(path)
-    spec, plan = Decoder.Spec.from_dict(manifest["spec"]), Plan.from_dict(manifest["plan"])
-    if manifest.get("layout") == "hf":
-        tensors = dict(_dense(read_hub_folder(path)).items())
+    with describing(path / MANIFEST):
+        spec, plan = Decoder.Spec.from_dict(manifest["spec"]), Plan.from_dict(manifest["plan"])
+    if manifest["layout"] == "hf":
+        checkpoint = read_hub_folder(path)
+        if checkpoint.spec != spec:
+            raise FileFormatError(
+                f"config.json and {MANIFEST} of {path} describe different models",
+                remedy="One of them was changed; restore the folder from its source.",
+            )
+        tensors = _dense(checkpoint)
     else:
         source = read_sharded(path)
         tensors = {name: source[name] for name in source}
-    network = assemble(spec, plan, tensors)
+    tokenizer = Tokenizer.from_json_file(path)
     return LanguageModel(
-        network=network,
+        network=_network(path, spec, plan, _cast(tensors, dtype) if dtype is not None else tensors),
         spec=spec,
         tokenizer=tokenizer,
         template=_template(tokenizer),
         plan=plan,
-        family=manifest.get("family"),
-        provenance=manifest.get("provenance", {}),
+        family=manifest["family"],
+        provenance=manifest["provenance"],
     )
 
 
-def _model(
-    spec: Decoder.Spec,
-    plan: Plan,
-    tensors: dict[str, Tensor],
-    tokenizer: Tokenizer,
-    checkpoint: ForeignCheckpoint,
-    provenance: dict[str, Any],
-) -> LanguageModel:
-    if tokenizer.vocab_size > spec.embed.vocab_size:
+def _network(path: Path, spec: Decoder.Spec, plan: Plan, tensors: dict[str, Tensor]) -> Decoder:
+    with describing(path):
+        if len(spec.layers) > len(tensors):  # before any is built: a lie about their number must not cost time
+            raise FileFormatError(
+                f"{path}: {len(spec.layers):,} layers are declared and {len(tensors):,} tensors given",
+                remedy="The configuration and the weights belong to different models; fetch both from one place.",
+            )
+        network = assemble(spec, plan, tensors)
+    assert isinstance(network, Decoder)
+    return network
+
+
+def _fitting(lm: LanguageModel) -> LanguageModel:
+    """The model, if its tokenizer fits its embedding."""
+    if lm.tokenizer.vocab_size > lm.spec.embed.vocab_size:
         raise FileFormatError(
-            f"The tokenizer makes ids up to {tokenizer.vocab_size - 1}, the embedding holds {spec.embed.vocab_size}",
+            f"The tokenizer makes ids up to {lm.tokenizer.vocab_size - 1}, "
+            f"the embedding holds {lm.spec.embed.vocab_size}",
             remedy="Tokenizer and weights belong to different models; fetch both from one place.",
         )
+    return lm
+
+
+def _provenance(path: Path, format: str, checkpoint: ForeignCheckpoint) -> dict[str, Any]:
+    provenance: dict[str, Any] = {"source": path.name, "format": format}
     if checkpoint.not_understood:
         provenance["not_understood"] = {name: repr(value)[:200] for name, value in checkpoint.not_understood.items()}
-    return LanguageModel(
-        network=assemble(spec, plan, tensors),
-        spec=spec,
-        tokenizer=tokenizer,
-        template=_template(tokenizer),
-        plan=plan,
-        family=checkpoint.family.model_type,
-        provenance=provenance,
-    )
+    return provenance
 
 
 def _packed(checkpoint: ForeignCheckpoint) -> tuple[Plan, dict[str, Tensor]]:
@@ -161,8 +202,9 @@ def _pattern(paths: Iterable[str]) -> str:
     return "{" + ",".join(sorted(paths)) + "}"
 
 
-def _expanded(checkpoint: ForeignCheckpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: tensor.to(dtype) for name, tensor in _dense(checkpoint).items()}
+def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Dense tensors in ``dtype``; codes stay."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def _dense(checkpoint: ForeignCheckpoint) -> dict[str, Tensor]:
@@ -177,23 +219,21 @@ def _dense(checkpoint: ForeignCheckpoint) -> dict[str, Tensor]:
 
 
 def _template(tokenizer: Tokenizer) -> ChatTemplate | None:
-    if tokenizer.chat_template is None:
-        return None
-    special = tokenizer.special
-    text = {name: tokenizer.id_to_token(id) or "" if id is not None else "" for name, id in
-            (("bos_token", special.bos), ("eos_token", special.eos))}  # fmt: skip
-    return ChatTemplate(tokenizer.chat_template, **text)
+    return ChatTemplate.of(tokenizer) if tokenizer.chat_template else None
 
 
 def _locate(source: str, revision: str | None, download: bool | None, report: Callable[[str], None] | None) -> Path:
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError):  # a name too long for a file, or the home of nobody
+        path = Path()
     if source in PACKAGES:
         return alias_path(source, download=download is not False, report=report)
-    if HUB_ID.fullmatch(source) and not source.startswith(".") and not path.suffix:
+    if HUB_ID.fullmatch(source) and not source.startswith(".") and path.suffix.lower() != ".gguf":
         return hub_path(source, revision=revision, download=bool(download))
     raise NotFoundError(
-        f"There is no model {source!r}",
+        f"There is no model {quoted(source, limit=200)}",
         remedy=f"Give a folder, a .gguf file, a hub id owner/name, or an alias ({', '.join(PACKAGES)}).",
     )

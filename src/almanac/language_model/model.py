@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from almanac.core.errors import RequestError, UnsupportedError
+from almanac.core.errors import UnsupportedError
 from almanac.core.site import Leaf
 from almanac.core.technique import Attachment, Plan, Rewrite, Technique
 from almanac.core.weight import StoredWeight
 from almanac.generate.engine import Engine, Event, Request
 from almanac.generate.sampling import Sampling
 from almanac.nn.stack import Decoder
+from almanac.tokenizers.chat_encoding import encode_chat
 from almanac.tokenizers.chat_template import ChatTemplate
 from almanac.tokenizers.tokenizer import Tokenizer
 
@@ -88,13 +89,13 @@ class LanguageModel:
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """The prompt ids of a conversation, ready for the assistant's turn.
 
-        Text that spells a control token is refused: it could end a turn or open another.
+        Control tokens come from the template alone: a message that spells one says it letter by letter.
+
+        Raises UnsupportedError without a template, TemplateError or RequestError for messages it cannot render.
         """
         if self.template is None:
             raise UnsupportedError("This model has no chat template", remedy="Use generate, or an instruct model.")
-        self._refuse_control_text(messages)
-        text = self.template.render(list(messages), add_generation_prompt=True)
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return encode_chat(self.tokenizer, self.template, messages, add_generation_prompt=True)
 
     def request(
         self,
@@ -120,7 +121,10 @@ class LanguageModel:
         """A fresh engine over this network."""
         self.network.eval()
         return Engine(
-            self.network, text_stream=self.tokenizer.decode_stream, max_rows=max_rows, prefill_chunk=prefill_chunk
+            self.network,
+            text_stream=lambda: KnownText(self.tokenizer),
+            max_rows=max_rows,
+            prefill_chunk=prefill_chunk,
         )
 
     def attach(self, technique: Technique, calibration: Iterable[Tensor] | None = None) -> LanguageModel:
@@ -210,13 +214,17 @@ class LanguageModel:
         plain = sum(p.numel() for p in self.network.parameters() if id(p) not in inside)
         return plain + sum(module.shape.numel() for module in stored)
 
-    def _refuse_control_text(self, messages: Sequence[Message]) -> None:
-        texts = list(self.tokenizer.control_tokens())
-        for index, message in enumerate(messages):
-            content = message.get("content")
-            found = next((text for text in texts if isinstance(content, str) and text in content), None)
-            if found is not None:
-                raise RequestError(
-                    f"Message {index} contains the control token {found!r}",
-                    remedy="Remove it from the text; it could end a turn or open another.",
-                )
+
+class KnownText:
+    """The text of generated ids. An embedding may have more rows than the tokenizer has tokens (padding to a round
+    number); a row beyond can be drawn all the same, stands for no text, and must not end the sequences beside it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.stream = tokenizer.decode_stream()
+
+    def feed(self, token: int) -> str:
+        return self.stream.feed(token) if self.tokenizer.id_to_token(token) is not None else ""
+
+    def finish(self) -> str:
+        return self.stream.finish()

@@ -74,24 +74,26 @@ def seal(lm: LanguageModel, folder: Path) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     sealed = certificates.certify(lm, files=files, steps=lm.provenance.get("parity", []))
     certificates.check(sealed, again)
+    certificates.check_digests(sealed, again)
     certificates.write(sealed, folder / certificates.NAME)
 
 
 def move_into_place(scratch: Path, folder: Path) -> None:
     """``scratch`` becomes ``folder``; an older folder of that name goes only after the new one stands."""
-    old: Path | None = None
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        folder.rename(old / folder.name)
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    kept = old / folder.name
     try:
+        if folder.exists():
+            folder.rename(kept)
         scratch.rename(folder)
-    except OSError:
-        if old is not None:
-            (old / folder.name).rename(folder)
+    except BaseException:
+        if kept.exists() and not folder.exists():
+            kept.rename(folder)
         raise
-    sync_folder(folder.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        sync_folder(folder.parent)
+        if folder.exists() or not kept.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _dtype(tensors: dict[str, Tensor]) -> torch.dtype:

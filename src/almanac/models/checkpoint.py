@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +39,19 @@ class ForeignCheckpoint:
     spec: Decoder.Spec
     tensors: dict[str, Tensor | Packed]
     not_understood: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def describing(path: Path) -> Iterator[None]:
+    """Turns what Python says about nonsense in a configuration into FileFormatError; errors of ours pass."""
+    nonsense = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+    try:
+        yield
+    except nonsense as error:
+        raise FileFormatError(
+            f"{path} describes no model ({type(error).__name__}: {str(error)[:200]})",
+            remedy="Fetch the model again; the file is damaged.",
+        ) from error
 
 
 def drop_tied_head(spec: Decoder.Spec, tensors: dict[str, Tensor | Packed]) -> None:

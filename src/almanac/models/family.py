@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from almanac.core.errors import ArchitectureError, FileFormatError
+from almanac.files.quoting import quoted
 from almanac.nn.stack import Decoder
 
 Config = dict[str, Any]
@@ -78,6 +79,27 @@ class Fields:
             raise self._wrong(name, value, "true or false")
         return value
 
+    def text(self, name: str, default: str | None = None) -> str:
+        """The string ``name``."""
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            raise self._wrong(name, value, "a word")
+        return value
+
+    def per_layer(self, name: str, layers: int) -> list[Any] | None:
+        """The list ``name`` with an entry for each layer, or None where there is none."""
+        value = self._get(name, None)
+        if value is not None and not (isinstance(value, list) and len(value) == layers):
+            raise self._wrong(name, value, f"a list of {layers} entries, one per layer")
+        return value
+
+    def table(self, name: str) -> Config:
+        """The nested object ``name``, empty where there is none."""
+        value = self._get(name, {})
+        if not isinstance(value, dict):
+            raise self._wrong(name, value, "an object")
+        return value
+
     def any(self, name: str, default: Any = None) -> Any:
         """``name`` unchecked, or the default; for optional nested fields."""
         self.used.add(name)
@@ -99,7 +121,7 @@ class Fields:
 
     def _wrong(self, name: str, value: Any, wanted: str) -> FileFormatError:
         return FileFormatError(
-            f"{self.origin}: {name} is {value!r}, expected {wanted}",
+            f"{self.origin}: {name} is {quoted(str(value))}, expected {wanted}",
             remedy="Fetch the model again; the file is damaged.",
         )
 

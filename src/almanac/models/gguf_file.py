@@ -16,7 +16,7 @@ from torch import Tensor
 
 from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.files.gguf.reader import GGUF, GGUFTensor, read_gguf
-from almanac.models.checkpoint import ForeignCheckpoint, Packed, drop_tied_head
+from almanac.models.checkpoint import ForeignCheckpoint, Packed, describing, drop_tied_head
 from almanac.models.family import Config, Family, Fields, expand, family_for_gguf
 from almanac.nn.attention.full import Attention
 from almanac.nn.block import Block
@@ -25,6 +25,7 @@ from almanac.nn.stack import Decoder
 
 FREQUENCY_FACTORS = "rope_freqs.weight"
 DENSE_FORMATS = ("F32", "F16", "BF16")
+_REMEDY = "Fetch the model again, or use its safetensors form."
 
 
 def read_gguf_file(path: Path) -> tuple[ForeignCheckpoint, GGUF]:
@@ -36,11 +37,13 @@ def read_gguf_file(path: Path) -> tuple[ForeignCheckpoint, GGUF]:
     """
     file = read_gguf(path)
     family = family_for_gguf(str(file.metadata.get("general.architecture")))
-    factors = file.tensors.get(FREQUENCY_FACTORS)
-    config = gguf_config(file.metadata, family, file.tensors)
-    fields = Fields(config, str(path))
-    spec = family.read(fields)
-    if factors is not None:
+    prefix = f"{family.gguf}."
+    values = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+    metadata = Fields(values, str(path))
+    with describing(path):
+        spec = family.read(Fields(gguf_config(metadata, file.tensors), str(path)))
+        _require_whole_rotation(spec)
+    if (factors := file.tensors.get(FREQUENCY_FACTORS)) is not None:
         spec = with_factors(spec, tuple(float(value) for value in factors.dense().flatten()))
     keys = {key.gguf: key for key in expand(family.keys, len(spec.layers)) if key.gguf}
     tensors: dict[str, Tensor | Packed] = {}
@@ -54,42 +57,57 @@ def read_gguf_file(path: Path) -> tuple[ForeignCheckpoint, GGUF]:
                 f"{path}: {name!r} is no tensor of a {family.gguf}",
                 remedy="This variant of the architecture is not known here; use another file of the model.",
             )
-        tensors[f"{key.ours}.{leaf}"] = _tensor(stored, _head_dim(spec, key.ours) if key.interleaved else None)
+        with describing(path):
+            tensors[f"{key.ours}.{leaf}"] = _tensor(stored, _head_dim(spec, key.ours) if key.interleaved else None)
     drop_tied_head(spec, tensors)
-    return ForeignCheckpoint(family, spec, tensors), file
+    return ForeignCheckpoint(family, spec, tensors, metadata.not_understood()), file
 
 
-def gguf_config(metadata: Mapping[str, Any], family: Family, tensors: Mapping[str, GGUFTensor]) -> Config:
-    """The hub configuration that a GGUF's metadata amounts to."""
-    prefix = f"{family.gguf}."
-    values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    heads = Fields(values, "GGUF metadata").integer("attention.head_count")
-    hidden = Fields(values, "GGUF metadata").integer("embedding_length")
+def gguf_config(metadata: Fields, tensors: Mapping[str, GGUFTensor]) -> Config:
+    """The hub configuration that a GGUF's metadata (without the architecture's prefix) amounts to."""
+    heads, hidden = metadata.integer("attention.head_count"), metadata.integer("embedding_length")
     embed = tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
         raise FileFormatError("The GGUF file has no token_embd.weight", remedy="Fetch a complete model file.")
-    scaling = values.get("rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise UnsupportedError(f"GGUF rope scaling {scaling!r}", remedy="Use the safetensors form of this model.")
-    head_dim = values.get("attention.key_length", hidden // heads)
-    rotary = {"rope_theta": values.get("rope.freq_base", 10_000.0), "rope_type": "default"}
-    if scaling == "linear":
-        rotary |= {"rope_type": "linear", "factor": values.get("rope.scaling.factor")}
+    head_dim = metadata.integer("attention.key_length", hidden // heads)
+    if metadata.integer("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedError(f"{metadata.origin}: values of another length than keys", remedy=_REMEDY)
+    context = metadata.integer("context_length")
+    if 0 < metadata.integer("attention.sliding_window", context, low=0) < context:
+        raise UnsupportedError(f"{metadata.origin}: a sliding window in GGUF", remedy=_REMEDY)
+    rotary_dim = metadata.integer("rope.dimension_count", head_dim)
+    if rotary_dim % 2 or int(head_dim * (rotary_dim / head_dim)) != rotary_dim:
+        raise UnsupportedError(f"{metadata.origin}: {rotary_dim} rotary dimensions", remedy=_REMEDY)
+    metadata.any("vocab_size")  # the embedding's own size counts
     return {
         "hidden_size": hidden,
-        "intermediate_size": values.get("feed_forward_length"),
-        "num_hidden_layers": values.get("block_count"),
+        "intermediate_size": metadata.integer("feed_forward_length"),
+        "num_hidden_layers": metadata.integer("block_count", high=10_000),
         "num_attention_heads": heads,
-        "num_key_value_heads": values.get("attention.head_count_kv", heads),
+        "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "partial_rotary_factor": values.get("rope.dimension_count", head_dim) / head_dim,
-        "rms_norm_eps": values.get("attention.layer_norm_rms_epsilon"),
-        "max_position_embeddings": values.get("context_length"),
+        "partial_rotary_factor": rotary_dim / head_dim,
+        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": context,
         "vocab_size": embed.shape[0],
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors and "blk.0.attn_output.bias" in tensors,
-        "rope_parameters": rotary,
+        "rope_parameters": _rotary(metadata, scaled="rope_freqs.weight" in tensors),
     }
+
+
+def _rotary(metadata: Fields, *, scaled: bool) -> Config:
+    """The ``rope_parameters``; ``scaled``: the file brings factors of its own."""
+    rotary: Config = {"rope_theta": metadata.number("rope.freq_base", 10_000.0), "rope_type": "default"}
+    # llama.cpp takes a factor without a type for a linear one
+    default = "none" if metadata.any("rope.scaling.factor") is None else "linear"
+    kind = metadata.any("rope.scaling.type", default)
+    metadata.any("rope.scaling.original_context_length")
+    if kind not in ("none", "linear") or (kind == "linear" and scaled):
+        raise UnsupportedError(f"{metadata.origin}: rope scaling {kind!r}", remedy=_REMEDY)
+    if kind == "linear":
+        rotary |= {"rope_type": "linear", "factor": metadata.number("rope.scaling.factor")}
+    return rotary
 
 
 def gguf_metadata(spec: Decoder.Spec, config: Config, family: Family) -> dict[str, Any]:
@@ -99,6 +117,12 @@ def gguf_metadata(spec: Decoder.Spec, config: Config, family: Family) -> dict[st
     """
     prefix = f"{family.gguf}."
     rotary = config["rope_parameters"]
+    if config.get("use_sliding_window") or config.get("mlp_bias") or config.get("hidden_act") != "silu":
+        raise UnsupportedError(
+            "GGUF has no field for this model's windows, channel biases or activation",
+            remedy="Export it in another format; a GGUF file would silently be another model.",
+        )
+    _require_whole_rotation(spec)
     metadata: dict[str, Any] = {
         "general.architecture": family.gguf,
         prefix + "block_count": config["num_hidden_layers"],
@@ -116,11 +140,6 @@ def gguf_metadata(spec: Decoder.Spec, config: Config, family: Family) -> dict[st
     metadata |= {prefix + "attention.key_length": head_dim, prefix + "attention.value_length": head_dim}
     if rotary["rope_type"] == "linear":
         metadata |= {prefix + "rope.scaling.type": "linear", prefix + "rope.scaling.factor": rotary["factor"]}
-    if config.get("use_sliding_window") or config.get("mlp_bias") or config.get("hidden_act") != "silu":
-        raise UnsupportedError(
-            "GGUF has no field for this model's windows, channel biases or activation",
-            remedy="Export it in another format; a GGUF file would silently be another model.",
-        )
     return metadata
 
 
@@ -139,12 +158,28 @@ def frequency_factors(spec: Decoder.Spec) -> Tensor | None:
     position = _mixer(spec, 0).position
     if position is None or position.scaling is None or isinstance(position.scaling, rope.Linear):
         return None
+    if isinstance(position.scaling, rope.Factors):  # as they came: dividing them out again would round
+        return torch.tensor(position.scaling.factors)
     return rope.frequencies(position.with_(scaling=None)) / rope.frequencies(position)
 
 
 def with_factors(spec: Decoder.Spec, factors: tuple[float, ...]) -> Decoder.Spec:
-    """The spec with every rotary frequency divided by its factor."""
+    """The spec with every rotary frequency divided by its factor. Raises FileFormatError if they cannot be that."""
+    if len(factors) != _rotary_dim(spec) // 2 or not all(0 < factor < float("inf") for factor in factors):
+        raise FileFormatError(
+            f"{FREQUENCY_FACTORS} holds {len(factors)} factors that do not fit {_rotary_dim(spec)} rotary dimensions",
+            remedy=_REMEDY,
+        )
     return spec.replace("layers.*.mixer.position", scaling=rope.Factors(factors=factors))
+
+
+def without_factors(spec: Decoder.Spec) -> Decoder.Spec:
+    """The spec less the factors that travel beside the metadata; a family has no field for them."""
+    mixers = [layer.mixer for layer in spec.layers if isinstance(layer, Block.Spec)]
+    positions = [mixer.position for mixer in mixers if isinstance(mixer, Attention.Spec)]
+    if any(position is not None and isinstance(position.scaling, rope.Factors) for position in positions):
+        return spec.replace("layers.*.mixer.position", scaling=None)
+    return spec
 
 
 def interleave(rows: Tensor, head_dim: int) -> Tensor:
@@ -157,13 +192,19 @@ def deinterleave(rows: Tensor, head_dim: int) -> Tensor:
     return rows.view(-1, head_dim // 2, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
+def _require_whole_rotation(spec: Decoder.Spec) -> None:
+    """llama.cpp refuses (llama) or ends itself over (qwen2) heads of which only a part is rotated."""
+    if _rotary_dim(spec) != _head_dim(spec, "layers.0.mixer.q"):
+        raise UnsupportedError("A GGUF file cannot rotate a part of each head", remedy="Use the safetensors form.")
+
+
 def _tensor(stored: GGUFTensor, head_dim: int | None) -> Tensor | Packed:
     if len(stored.shape) == 2 and stored.format.name not in DENSE_FORMATS:
         blocks = stored.blocks()
         blocks = deinterleave(blocks, head_dim) if head_dim else blocks
         return Packed(blocks, stored.format.name, tuple(stored.shape))
     dense = stored.dense()
-    return deinterleave(dense, head_dim) if head_dim else dense.to(torch.float32)
+    return (deinterleave(dense, head_dim) if head_dim else dense).to(torch.float32)
 
 
 def _mixer(spec: Decoder.Spec, layer: int) -> Attention.Spec:

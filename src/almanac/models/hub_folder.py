@@ -12,7 +12,7 @@ from torch import Tensor
 from almanac.core.errors import ArchitectureError, FileFormatError, NotFoundError
 from almanac.files.safetensors import read_sharded
 from almanac.files.strict_json import read_json
-from almanac.models.checkpoint import IGNORED_SUFFIXES, ForeignCheckpoint, Packed, drop_tied_head
+from almanac.models.checkpoint import IGNORED_SUFFIXES, ForeignCheckpoint, Packed, describing, drop_tied_head
 from almanac.models.family import Config, Family, Fields, expand, families, family_for
 from almanac.nn.head import TiedHead
 from almanac.nn.stack import Decoder
@@ -42,14 +42,16 @@ def read_hub_folder(folder: Path) -> ForeignCheckpoint:
     config = read_config(folder)
     if "auto_map" in config and "model_type" not in config:
         raise ArchitectureError(f"{folder} wants code of its own (auto_map)", remedy="Use a model of a known family.")
-    if method := (config.get("quantization_config") or {}).get("quant_method"):
+    if foreign := config.get("quantization_config") or config.get("compression_config"):
+        method = foreign.get("quant_method") if isinstance(foreign, dict) else foreign
         raise FileFormatError(
             f"{folder} holds weights quantized by {method!r}, which this reader would take for something else",
             remedy="Fetch the unquantized model or a GGUF file of it.",
         )
     family = family_for(str(config.get("model_type")))
     fields = Fields(config, str(folder / "config.json"))
-    spec = family.read(fields)
+    with describing(folder / "config.json"):
+        spec = family.read(fields)
     names = {key.safetensors: key.ours for key in expand(family.keys, len(spec.layers))}
     tensors: dict[str, Tensor | Packed] = {}
     source = read_sharded(folder)
@@ -67,9 +69,12 @@ def read_hub_folder(folder: Path) -> ForeignCheckpoint:
     return ForeignCheckpoint(family, spec, tensors, fields.not_understood())
 
 
-def family_of(spec: Decoder.Spec, preferred: str | None = None) -> tuple[Family, Config] | None:
-    """A family that can express ``spec``, and its config.json; ``preferred`` first, None if there is none."""
-    known = list(families())
+def family_of(spec: Decoder.Spec, preferred: str | None = None, *, gguf: bool = False) -> tuple[Family, Config] | None:
+    """A family that can express ``spec``, and its config.json; ``preferred`` first, None if there is none.
+
+    ``gguf``: only families that GGUF has an architecture for (a Mistral without windows is a Llama there).
+    """
+    known = [family for family in families() if family.gguf or not gguf]
     for family in sorted(known, key=lambda family: family.model_type != preferred):
         config = family.write(spec)
         if config is not None and family.read(Fields(config)) == spec:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.core.spec import Spec
+from almanac.files.quoting import quoted
 from almanac.models.family import Config, Family, Fields, Key
 from almanac.nn.activation import Activation, Gelu, GeluTanh, Relu, Silu
 from almanac.nn.attention.full import Attention, attention
@@ -26,6 +27,8 @@ from almanac.nn.stack import Decoder
 ACTIVATIONS: dict[str, Activation] = {
     "silu": Silu(), "gelu": Gelu(), "gelu_new": GeluTanh(), "gelu_pytorch_tanh": GeluTanh(), "relu": Relu(),
 }  # fmt: skip
+
+MAX_LAYERS = 10_000  # far above any model; a damaged file must not make us build a million layers
 
 _LAYER, _GGUF = "model.layers.{i}.", "blk.{i}."
 KEYS = (
@@ -46,12 +49,11 @@ KEYS = (
 
 def read_rope(fields: Fields, head_dim: int) -> rope.Rope.Spec:
     """Rotary positions from either spelling of the hub's configuration (``rope_parameters`` or theta and scaling)."""
-    given = fields.any("rope_parameters") or {}
-    older = fields.any("rope_scaling") or {}
-    settings = Fields({**older, **given}, f"{fields.origin}: rope")
+    given = {**fields.table("rope_scaling"), **fields.table("rope_parameters")}
+    settings = Fields(given, f"{fields.origin}: rope")
     theta = settings.number("rope_theta", fields.number("rope_theta", 10_000.0))
-    share = fields.any("partial_rotary_factor") or settings.any("partial_rotary_factor") or 1.0
-    kind = settings.any("rope_type") or settings.any("type") or "default"
+    share = fields.number("partial_rotary_factor", settings.number("partial_rotary_factor", 1.0))
+    kind = settings.text("rope_type", settings.text("type", "default"))
     return rope.Rope.Spec(rotary_dim=int(head_dim * share), theta=theta, scaling=_scaling(kind, settings))
 
 
@@ -61,14 +63,20 @@ def _scaling(kind: str, settings: Fields) -> rope.Scaling | None:
     if kind == "linear":
         return rope.Linear(factor=settings.number("factor"))
     if kind == "llama3":
+        low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
+        if not low < high:
+            raise FileFormatError(
+                f"{settings.origin}: low_freq_factor {low} is not below high_freq_factor {high}",
+                remedy="Fetch the model again.",
+            )
         return rope.Llama3(
             factor=settings.number("factor"),
-            low=settings.number("low_freq_factor"),
-            high=settings.number("high_freq_factor"),
+            low=low,
+            high=high,
             original=settings.integer("original_max_position_embeddings"),
         )
     raise UnsupportedError(
-        f"Rotary scaling {kind!r}",
+        f"Rotary scaling {quoted(kind)}",
         remedy="default, linear and llama3 are read; the model would be wrong without its own.",
     )
 
@@ -106,9 +114,9 @@ def read_decoder(
         )
     head_dim = fields.integer("head_dim", hidden // heads)
     position = read_rope(fields, head_dim)
-    name = fields.any("hidden_act", "silu")
+    name = fields.text("hidden_act", "silu")
     if name not in ACTIVATIONS:
-        raise UnsupportedError(f"Activation {name!r}", remedy=f"Known are {', '.join(ACTIVATIONS)}.")
+        raise UnsupportedError(f"Activation {quoted(name)}", remedy=f"Known are {', '.join(ACTIVATIONS)}.")
     norm = RMSNorm.Spec(hidden=hidden, epsilon=fields.number("rms_norm_eps", 1e-6))
     channel = gated(
         hidden,
@@ -133,7 +141,7 @@ def read_decoder(
     projection = Linear.Spec(in_features=hidden, out_features=vocab_size, axes=("vocab", "embed"))
     return Decoder.Spec(
         embed=Embedding.Spec(vocab_size=vocab_size, hidden=hidden),
-        layers=tuple(block(layer) for layer in range(fields.integer("num_hidden_layers", high=10_000))),
+        layers=tuple(block(layer) for layer in range(fields.integer("num_hidden_layers", high=MAX_LAYERS))),
         norm=norm,
         head=TiedHead.Spec() if fields.flag("tie_word_embeddings", False) else Head.Spec(projection=projection),
         context_length=fields.integer("max_position_embeddings", 2048),
@@ -182,7 +190,7 @@ def _all_equal(specs: list[Spec]) -> bool:
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
-    if fields.any("rope_interleaved", False):
+    if fields.flag("rope_interleaved", False):
         raise UnsupportedError(
             "rope_interleaved in a Llama configuration", remedy="Convert the checkpoint to half-split."
         )

@@ -7,11 +7,13 @@ from almanac.models.llama import KEYS, read_decoder, write_decoder, write_rope
 from almanac.nn.attention.masks import Causal, SlidingWindow
 from almanac.nn.stack import Decoder
 
+DEFAULT_WINDOW = 4096  # tokens; what the hub's configuration class assumes where a file is silent
+
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
-    window = fields.any("sliding_window")
-    mask = SlidingWindow(size=fields.integer("sliding_window")) if window is not None else Causal()
+    window = fields.any("sliding_window", DEFAULT_WINDOW)  # absent means the default, null means none
+    mask = SlidingWindow(size=fields.integer("sliding_window", DEFAULT_WINDOW)) if window is not None else Causal()
     return read_decoder(fields, bias=(False, False), mask=lambda layer: mask)
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 from almanac.models.family import Config, Family, Fields
-from almanac.models.llama import KEYS, read_decoder, write_decoder, write_rope
+from almanac.models.llama import KEYS, MAX_LAYERS, read_decoder, write_decoder, write_rope
 from almanac.nn.attention.masks import Causal, Mask, SlidingWindow
 from almanac.nn.stack import Decoder
+
+DEFAULT_WINDOW = 4096  # tokens; what the hub's configuration class assumes where a file is silent
 
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
-    kinds = fields.any("layer_types")
-    size = fields.any("sliding_window")
-    windowed = bool(fields.any("use_sliding_window", False)) and size is not None
-    first = fields.any("max_window_layers", 28)
+    kinds = fields.per_layer("layer_types", fields.integer("num_hidden_layers", high=MAX_LAYERS))
+    size = fields.any("sliding_window", DEFAULT_WINDOW)  # absent means the default, null means none
+    windowed = fields.flag("use_sliding_window", False) and size is not None
+    first = fields.integer("max_window_layers", 28, low=0)
 
     def mask(layer: int) -> Mask:
         sliding = kinds[layer] == "sliding_attention" if kinds is not None else layer >= first
-        return SlidingWindow(size=fields.integer("sliding_window")) if sliding and windowed else Causal()
+        return (
+            SlidingWindow(size=fields.integer("sliding_window", DEFAULT_WINDOW)) if sliding and windowed else Causal()
+        )
 
     return read_decoder(fields, bias=(True, False), mask=mask)
 

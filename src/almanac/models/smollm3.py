@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from almanac.models.family import Config, Family, Fields
-from almanac.models.llama import KEYS, read_decoder, write_decoder, write_rope
+from almanac.models.llama import KEYS, MAX_LAYERS, read_decoder, write_decoder, write_rope
 from almanac.nn.attention.masks import Causal, Mask, SlidingWindow
 from almanac.nn.stack import Decoder
+
+DEFAULTS: Config = {"tie_word_embeddings": True, "rope_theta": 2_000_000.0}
+"""What the hub's configuration class assumes where a file is silent, and other families assume otherwise."""
 
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
+    given = {name: value for name, value in fields.config.items() if value is not None}
+    fields = replace(fields, config={**DEFAULTS, **given})
     bias = fields.flag("attention_bias", False)
-    rotary = fields.any("no_rope_layers")  # 1 where rotary is used, whatever the name says
-    interval = fields.any("no_rope_layer_interval", 4)
-    kinds = fields.any("layer_types")
+    layers = fields.integer("num_hidden_layers", high=MAX_LAYERS)
+    rotary = fields.per_layer("no_rope_layers", layers)  # 1 where rotary is used, whatever the name says
+    interval = fields.integer("no_rope_layer_interval", 4)
+    kinds = fields.per_layer("layer_types", layers)
+    windowed = fields.flag("use_sliding_window", False) and fields.any("sliding_window") is not None
 
     def has_rotary(layer: int) -> bool:
         return bool(rotary[layer]) if rotary is not None else (layer + 1) % interval != 0
 
     def mask(layer: int) -> Mask:
-        sliding = kinds is not None and kinds[layer] == "sliding_attention"
+        sliding = kinds[layer] == "sliding_attention" if kinds is not None else windowed and not has_rotary(layer)
         return SlidingWindow(size=fields.integer("sliding_window")) if sliding else Causal()
 
     return read_decoder(fields, bias=(bias, bias), mask=mask, rotary=has_rotary)

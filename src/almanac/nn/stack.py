@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from almanac.core import spec
-from almanac.core.errors import RequestError
+from almanac.core.errors import RequestError, ShapeError
 from almanac.core.state import Context, StackState, positions_after
 from almanac.nn.embedding import Embedding
 
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, StackState | None]:
         """The normalised hidden vectors [batch, time, hidden]; with a state, ``tokens`` continue its rows."""
         lengths = state.lengths if state is not None else [0] * tokens.shape[0]
-        _check(tokens, max(lengths, default=0), self)
+        _check(tokens, lengths, self)
         if context is None:
             context = Context(positions=positions_after(lengths, tokens.shape[1]).to(tokens.device))
         x = self.embed(tokens)
@@ -68,13 +68,19 @@ class Decoder(nn.Module):
         return StackState([layer.mixer.init_state(rows, capacity) for layer in self.layers])
 
 
-def _check(tokens: Tensor, past: int, decoder: Decoder) -> None:
+def _check(tokens: Tensor, lengths: list[int], decoder: Decoder) -> None:
     if torch.compiler.is_compiling():
         return
     if tokens.dim() != 2 or tokens.numel() == 0:
         raise RequestError(
             f"Tokens of shape {tuple(tokens.shape)}", remedy="Give int64 ids [batch, time] with at least one token."
         )
+    if tokens.shape[0] != len(lengths):
+        raise ShapeError(
+            f"{tokens.shape[0]} rows of tokens for a state of {len(lengths)}",
+            remedy="Give one row per row of the state.",
+        )
+    past = max(lengths)
     if past + tokens.shape[1] > decoder.context_length:
         raise RequestError(
             f"{past + tokens.shape[1]} tokens exceed the context of {decoder.context_length}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ CONVERSATION = (
     {"role": "assistant", "content": "Red, green and blue."},
     {"role": "user", "content": "And one more?"},
 )
+MOMENT = datetime.datetime(2001, 2, 3, 4, 5, 6)  # for templates that write the date: a certificate must not expire
 MAX_PROBE_TOKENS = 24
 TOP = 16
 
@@ -34,6 +36,8 @@ TOP = 16
 class Form(Protocol):
     """What can be probed: a language model, however it is held."""
 
+    spec: Any
+    plan: Any
     network: Any
     tokenizer: Any
     template: Any
@@ -107,7 +111,7 @@ def template_answers(form: Form) -> dict[str, Any] | None:
     if form.template is None:
         return None
     try:
-        text = form.template.render(list(CONVERSATION), add_generation_prompt=True)
+        text = form.template.render(list(CONVERSATION), add_generation_prompt=True, now=MOMENT)
     except AlmanacError as error:  # a template that refuses the conversation does so the same way in every form
         text = f"refused: {error.cause}"
     return {"digest": form.template.digest(), "rendered": hashlib.sha256(text.encode()).hexdigest()}

@@ -34,6 +34,10 @@ class Blocks(Attachment):
 
     stores = True
 
+    identity_at_start = False
+    folds = False
+    trains = False
+
     format: str = "Q4_1"
     targets: str = "layers.**"
 
@@ -42,12 +46,14 @@ class Blocks(Attachment):
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
         chosen = format_named(self.format)
-        for path, leaf in select(model, self.targets, of=Leaf).items():
+        leaves = select(model, self.targets, of=Leaf)
+        for path, leaf in leaves.items():  # all are judged before the first is changed
             if leaf.shape[-1] % chosen.block_size:
                 raise UnsupportedError(
                     f"{path}: rows of {leaf.shape[-1]} weights do not divide into {chosen.name} blocks",
                     remedy=f"Choose a format whose block divides them; {chosen.name} needs {chosen.block_size}.",
                 )
+        for leaf in leaves.values():
             leaf.set_weight(store(leaf.dense_weight(), chosen))
 
 

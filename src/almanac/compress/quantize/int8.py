@@ -31,6 +31,10 @@ class Int8(Attachment):
 
     stores = True
 
+    identity_at_start = False
+    folds = False
+    trains = False
+
     targets: str = "**"
 
     def loss_bound(self) -> float:

@@ -9,15 +9,18 @@ from torch import Tensor
 
 from almanac.generate.processors.processor import Processor, require
 
+LOWEST = 1e-6  # below, logits divided by it leave the range of float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature(Processor):
-    """T > 0; greedy decoding is not a temperature but the absence of sampling."""
+    """T from 1e-6 to 100; greedy decoding is not a temperature but the absence of sampling."""
 
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        require(0 < self.temperature <= 100, "temperature", self.temperature, "a number above 0 and at most 100")
+        fits = LOWEST <= self.temperature <= 100
+        require(fits, "temperature", self.temperature, f"0 for greedy, or a number from {LOWEST} to 100")
 
     def __call__(self, logits: Tensor, tokens: Sequence[int]) -> Tensor:
         return logits.div_(self.temperature)

@@ -45,6 +45,11 @@ class Attention(Mixer):
                     f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads",
                     remedy="Make the first a multiple of the second.",
                 )
+            if self.position is not None and self.position.rotary_dim > self.head_dim:
+                raise ShapeError(
+                    f"{self.position.rotary_dim} rotary dimensions in heads of {self.head_dim}",
+                    remedy="Rotate at most the whole head.",
+                )
 
         def build(self) -> Attention:
             return Attention(self)
@@ -53,6 +58,7 @@ class Attention(Mixer):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         self.mask = spec.mask
+        self.visible_key = f"visible/{spec.mask.digest()}"  # here, since hashing does not compile
         self.q, self.k, self.v, self.o = spec.q.build(), spec.k.build(), spec.v.build(), spec.o.build()
         self.position = spec.position.build() if spec.position else None
 
@@ -88,13 +94,12 @@ class Attention(Mixer):
         """bool [b, 1, t, t], or None for the plain causal rule."""
         if context.segments is None and self.mask.is_plain_causal(context.positions.shape[1]):
             return None
-        key = f"visible/{self.mask.digest()}"
-        found = context.memo.get(key)
+        found = context.memo.get(self.visible_key)
         if found is None:
             found = self.mask.allowed(context.positions[:, :, None], context.positions[:, None, :])
             if context.segments is not None:  # positions restart per segment, so order is judged within one only
                 found = found & (context.segments[:, :, None] == context.segments[:, None, :])
-            context.memo[key] = found = found.unsqueeze(1)
+            context.memo[self.visible_key] = found = found.unsqueeze(1)
         return found
 
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from almanac.core import spec
+from almanac.core.errors import ShapeError
 from almanac.core.state import Context
 from almanac.core.technique import Derived
 from almanac.core.value import Value
@@ -77,6 +79,13 @@ class Rope(nn.Module, Derived):
         theta: float = 10_000.0
         scaling: Scaling | None = None
 
+        def __post_init__(self) -> None:
+            if self.rotary_dim < 2 or self.rotary_dim % 2:
+                raise ShapeError(
+                    f"Rotary positions over {self.rotary_dim} dimensions",
+                    remedy="Give an even number: they are turned in pairs.",
+                )
+
         def build(self) -> Rope:
             return Rope(self)
 
@@ -90,6 +99,13 @@ class Rope(nn.Module, Derived):
 
     def derive(self) -> None:
         self.frequencies = frequencies(self.spec)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rope:
+        """Moves with the model but stays float32: angles of far positions do not survive half precision."""
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype != torch.float32:
+            self.frequencies = frequencies(self.spec).to(self.frequencies.device)
+        return self
 
     def forward(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         found = context.memo.get(self.key)

@@ -12,6 +12,7 @@
 
 #define LANES 16
 #define TILE 4 /* weight rows expanded at a time */
+#define CHUNK 64 /* rows of x that stay in the second-level cache while the weights pass by */
 typedef float lanes __attribute__((vector_size(LANES * 4)));
 typedef float lanes_u __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
@@ -49,6 +50,8 @@ static inline float half_at(const uint8_t *p) {
     memcpy(&h, p, 2);
     return (float)h;
 }
+
+static void expand_f32(const uint8_t *b, float *out, long n) { memcpy(out, b, n * sizeof(float)); }
 
 static void expand_f16(const uint8_t *b, float *out, long n) {
     for (long i = 0; i < n; i++) out[i] = half_at(b + 2 * i);
@@ -184,6 +187,7 @@ typedef void (*expander)(const uint8_t *, float *, long);
 
 static expander expander_of(int format) { /* numbers are GGUF's, int8 rows are ours */
     switch (format) {
+        case 0: return expand_f32;
         case 1: return expand_f16;
         case 2: return expand_q4_0;
         case 3: return expand_q4_1;
@@ -210,20 +214,21 @@ static inline float total(lanes v) {
 
 static inline lanes load(const float *p) { return (lanes) * (const lanes_u *)p; }
 
-/* w [TILE][n] expanded, two rows of x */
-static void dot_pair(const float *w, const float *x0, const float *x1, long n, float *y0, float *y1, long count) {
-    lanes a0 = {0}, a1 = {0}, a2 = {0}, a3 = {0}, b0 = {0}, b1 = {0}, b2 = {0}, b3 = {0};
+/* w [TILE][n] expanded, four rows of x [4][n]; y rows are `stride` apart */
+static void dot_four(const float *w, const float *x, long n, float *y, long stride, long count) {
+    lanes sums[TILE][4] = {{{0}}};
     for (long k = 0; k < n; k += LANES) {
-        const lanes u = load(x0 + k), v = load(x1 + k);
-        const lanes w0 = load(w + k), w1 = load(w + n + k), w2 = load(w + 2 * n + k), w3 = load(w + 3 * n + k);
-        a0 += w0 * u, b0 += w0 * v;
-        a1 += w1 * u, b1 += w1 * v;
-        a2 += w2 * u, b2 += w2 * v;
-        a3 += w3 * u, b3 += w3 * v;
+        const lanes x0 = load(x + k), x1 = load(x + n + k), x2 = load(x + 2 * n + k), x3 = load(x + 3 * n + k);
+        for (int i = 0; i < TILE; i++) {
+            const lanes v = load(w + i * n + k);
+            sums[i][0] += v * x0;
+            sums[i][1] += v * x1;
+            sums[i][2] += v * x2;
+            sums[i][3] += v * x3;
+        }
     }
-    const float a[TILE] = {total(a0), total(a1), total(a2), total(a3)};
-    const float b[TILE] = {total(b0), total(b1), total(b2), total(b3)};
-    for (long i = 0; i < count; i++) y0[i] = a[i], y1[i] = b[i];
+    for (long i = 0; i < count; i++)
+        for (int r = 0; r < 4; r++) y[r * stride + i] = total(sums[i][r]);
 }
 
 static void dot_single(const float *w, const float *x, long n, float *y, long count) {
@@ -257,16 +262,17 @@ int almanac_linear(const float *x, long rows, long n, long padded, const uint8_t
         } else {
             memset(buffer, 0, TILE * padded * sizeof(float));
         }
+        for (long start = 0; start < rows; start += CHUNK) {
+            const long stop = start + CHUNK < rows ? start + CHUNK : rows;
 #pragma omp for schedule(static)
-        for (long tile = 0; tile < tiles; tile++) {
-            if (!buffer) continue;
-            const long first = tile * TILE, count = out - first < TILE ? out - first : TILE;
-            for (long i = 0; i < count; i++) expand(w + (first + i) * row_bytes, buffer + i * padded, n);
-            long r = 0;
-            for (; r + 1 < rows; r += 2)
-                dot_pair(buffer, x + r * padded, x + (r + 1) * padded, padded, y + r * out + first,
-                         y + (r + 1) * out + first, count);
-            if (r < rows) dot_single(buffer, x + r * padded, padded, y + r * out + first, count);
+            for (long tile = 0; tile < tiles; tile++) {
+                if (!buffer) continue;
+                const long first = tile * TILE, count = out - first < TILE ? out - first : TILE;
+                for (long i = 0; i < count; i++) expand(w + (first + i) * row_bytes, buffer + i * padded, n);
+                long r = start;
+                for (; r + 3 < stop; r += 4) dot_four(buffer, x + r * padded, padded, y + r * out + first, out, count);
+                for (; r < stop; r++) dot_single(buffer, x + r * padded, padded, y + r * out + first, count);
+            }
         }
         free(buffer);
     }

@@ -13,9 +13,6 @@ from almanac.core.weight import StoredWeight
 from almanac.files.gguf.format import Format
 from almanac.nn.stored import kernels
 
-DENSE_FROM_ROWS = 48
-"""From this many rows on, expanding the weight once and multiplying densely beats the packed product (measured)."""
-
 
 class BlockWeight(StoredWeight):
     """``codes`` uint8 [out, row_bytes]; shape [out, in]."""
@@ -23,9 +20,9 @@ class BlockWeight(StoredWeight):
     def __init__(self, blocks: Tensor, *, format: Format, shape: tuple[int, int]) -> None:
         super().__init__(shape)
         expected = (shape[0], shape[1] // format.block_size * format.block_bytes)
-        if shape[1] % format.block_size or tuple(blocks.shape) != expected:
+        if shape[1] % format.block_size or tuple(blocks.shape) != expected or blocks.dtype != torch.uint8:
             raise ShapeError(
-                f"{format.name} blocks of shape {tuple(blocks.shape)} for a weight of shape {shape}",
+                f"{format.name} blocks {blocks.dtype} {tuple(blocks.shape)} for a weight of shape {shape}",
                 remedy=f"The last dimension must be a multiple of {format.block_size}.",
             )
         self.format = format
@@ -39,10 +36,9 @@ class BlockWeight(StoredWeight):
         return self.format.dequantize(self.codes)
 
     def linear(self, x: Tensor) -> Tensor:
-        if x.numel() // self.shape[1] < DENSE_FROM_ROWS:
-            fast = kernels.linear(x, self.codes, self.shape[1], self.format.ggml_id)
-            if fast is not None:
-                return fast
+        fast = kernels.linear(x, self.codes, self.shape[1], self.format.ggml_id)
+        if fast is not None:
+            return fast
         return torch.nn.functional.linear(x, self.dense().to(x.dtype))
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -50,14 +50,14 @@ def available() -> bool:
 def linear(x: Tensor, blocks: Tensor, in_features: int, format_id: int) -> Tensor | None:
     """x float32 [..., in] times packed rows: blocks uint8 [out, row_bytes] -> [..., out]; None where not available."""
     library = _library() if _enabled else None
-    if library is None or x.dtype != torch.float32 or x.device.type != "cpu":
+    if library is None or x.dtype != torch.float32 or x.device.type != "cpu" or blocks.device.type != "cpu":
         return None
     rows, out = x.numel() // in_features, blocks.shape[0]
     padded = -(-in_features // LANES) * LANES
     flat = x.reshape(rows, in_features)
     if padded != in_features:
         flat = torch.nn.functional.pad(flat, (0, padded - in_features))
-    flat = flat.contiguous()
+    flat, blocks = flat.contiguous(), blocks.contiguous()
     y = torch.empty(*x.shape[:-1], out)
     _checked(
         library.almanac_linear(

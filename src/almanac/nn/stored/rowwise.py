@@ -9,7 +9,6 @@ from torch import Tensor
 from almanac.core.errors import ShapeError
 from almanac.core.weight import StoredWeight
 from almanac.nn.stored import kernels
-from almanac.nn.stored.blocks import DENSE_FROM_ROWS
 
 FORMAT_ID = 1000  # in blocks.c
 SCALE_BYTES = 4
@@ -34,13 +33,13 @@ class RowwiseInt8(StoredWeight):
         return cls(rows, shape=(codes.shape[0], codes.shape[1]))
 
     def dense(self) -> Tensor:
-        return _expand(self.codes)
+        fast = None if torch.compiler.is_compiling() else kernels.expand(self.codes, self.shape[1], FORMAT_ID)
+        return _expand(self.codes) if fast is None else fast
 
     def linear(self, x: Tensor) -> Tensor:
-        if x.numel() // self.shape[1] < DENSE_FROM_ROWS:
-            fast = kernels.linear(x, self.codes, self.shape[1], FORMAT_ID)
-            if fast is not None:
-                return fast
+        fast = kernels.linear(x, self.codes, self.shape[1], FORMAT_ID)
+        if fast is not None:
+            return fast
         return F.linear(x, self.dense().to(x.dtype))
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -48,5 +47,6 @@ class RowwiseInt8(StoredWeight):
 
 
 def _expand(rows: Tensor) -> Tensor:
-    scale = rows[:, :SCALE_BYTES].contiguous().view(torch.float32)  # [rows, 1]
+    # cloned, for a single row counts as contiguous whatever its stride, and only a stride of 4 bytes can be viewed
+    scale = rows[:, :SCALE_BYTES].clone(memory_format=torch.contiguous_format).view(torch.float32)  # [rows, 1]
     return rows[:, SCALE_BYTES:].view(torch.int8).float() * scale

@@ -1,0 +1,104 @@
+"""Is an answer borne out by the passages, and is it about the question? Decided outside the model, by shared words.
+
+A model may write anything; what is shown as grounded must stand, for the most part, in a sentence or two of a passage, and
+that passage must hold most of what the question names. Both are shares of index terms; the sentences are the quotation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from almanac.data.grounded import REFUSAL, Passage, sentence_spans
+from almanac.retrieve.metrics import cited
+from almanac.retrieve.terms import terms
+
+SUPPORTED = 0.6
+"""Share of an answer's terms that the quoted sentences must hold; below it the answer is not shown as grounded."""
+RELEVANT = 0.5
+"""Share of a question's terms that a cited passage must hold, its title and headings included."""
+
+_MARKS = re.compile(r"\s*\[\d{1,3}(?:\s?[,;]\s?\d{1,3})*\]")
+
+
+@dataclass(frozen=True)
+class Citation:
+    """Where an answer stands: ``quote`` is verbatim, ``start`` and ``end`` its characters in the passage's text."""
+
+    number: int
+    document: str
+    heading: tuple[str, ...]
+    quote: str
+    start: int
+    end: int
+    support: float
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """An answer after the check; ``declined`` answers carry no citation."""
+
+    text: str
+    declined: bool
+    citations: tuple[Citation, ...]
+    reason: str = ""
+
+
+def ground(answer: str, question: str, passages: Sequence[Passage]) -> Grounded:
+    """Holds an answer against its passages: cites what bears it out, or declines.
+
+    A passage that the model cited counts if it bears the answer out; otherwise the one that does so best is cited
+    instead; if none does, or none is about the question, the answer is withheld.
+    """
+    answer = answer.strip()
+    if not answer or normal(REFUSAL) in normal(answer):
+        return Grounded(REFUSAL, True, (), "the model declined")
+    plain = _MARKS.sub("", answer).strip()
+    candidates = [
+        _cite(number, plain, passage)
+        for number, passage in enumerate(passages, start=1)
+        if relevance(question, passage) >= RELEVANT
+    ]
+    if not candidates:
+        return Grounded(REFUSAL, True, (), "no passage is about the question")
+    borne_out = [citation for citation in candidates if citation.support >= SUPPORTED]
+    if not borne_out:
+        return Grounded(REFUSAL, True, (), "the answer is not borne out by the passages")
+    named = set(cited(answer))
+    citations = [citation for citation in borne_out if citation.number in named]
+    citations = citations or [max(borne_out, key=lambda citation: citation.support)]
+    marks = "".join(f"[{citation.number}]" for citation in citations)
+    return Grounded(f"{plain} {marks}", False, tuple(citations))
+
+
+def relevance(question: str, passage: Passage) -> float:
+    """The share of the question's terms that the passage holds, title and headings included; 1 if it has none."""
+    return _share(terms(question), terms(" ".join((passage.title, *passage.heading, passage.text))))
+
+
+def normal(text: str) -> str:
+    """Lower case without punctuation, to recognise the refusal."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _cite(number: int, answer: str, passage: Passage) -> Citation:
+    """The sentence, or two neighbours, of the passage that hold most of the answer in fewest words."""
+    wanted = terms(answer)
+    spans = sentence_spans(passage.text) or [(0, len(passage.text))]
+    spans += [(left[0], right[1]) for left, right in pairwise(spans)]
+    scores = {span: _score(wanted, terms(passage.text[slice(*span)])) for span in spans}
+    start, end = max(spans, key=scores.__getitem__)
+    quote = passage.text[start:end].rstrip()
+    support = _share(wanted, terms(quote)) if wanted else 0.0
+    return Citation(number, passage.document, passage.heading, quote, start, start + len(quote), support)
+
+
+def _score(wanted: Sequence[str], found: Sequence[str]) -> float:
+    return _share(wanted, found) - 0.002 * len(found)
+
+
+def _share(wanted: Sequence[str], held: Sequence[str]) -> float:
+    known = set(held)
+    return sum(term in known for term in wanted) / len(wanted) if wanted else 1.0

@@ -1,0 +1,28 @@
+"""What ``almanac build`` is asked to do, as one printable value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from almanac.core.value import Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings(Value):
+    """The dials of a build; everything that decides its result is here or in the documents."""
+
+    model: str = "smollm2-135m-instruct"
+    chunk_tokens: int = 150  # longest passage
+    overlap_tokens: int = 20
+    shown: int = 3  # passages in front of a question
+    held_out: float = 0.2  # share of documents kept for measuring
+    per_passage: int = 2  # training questions made from a passage, at most
+    unanswerable: float = 0.25  # share of questions that the shown passages do not answer
+    rank: int = 8  # of the LoRA update
+    learning_rate: float = 1e-3
+    steps: int = 40
+    step_tokens: int = 1024
+    questions: int = 24  # held-out questions measured before and after
+    answer_tokens: int = 96
+    compression: str = "int8"  # or "keep": the base as it was packed, with the adapter beside it
+    seed: int = 0

@@ -1,0 +1,1 @@
+"""Foreign files, read strictly: safetensors, GGUF, JSON; and how our own files are written (`store`)."""

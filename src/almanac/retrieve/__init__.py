@@ -1,0 +1,1 @@
+"""From documents to passages: reading (`read`), cutting (`chunk`), finding (`lexical`), measuring it (`metrics`)."""

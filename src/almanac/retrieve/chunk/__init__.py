@@ -1,0 +1,1 @@
+"""Cutting documents into the pieces that are indexed, shown and cited."""

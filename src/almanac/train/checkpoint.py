@@ -1,0 +1,147 @@
+"""Checkpoints as generations: each a folder that is there whole or not at all.
+
+Order of a save: files under a temporary folder name (each fsynced and read back) -> manifest of their digests -> rename
+-> fsync of the folder -> pointer -> only then the oldest generation goes. Killed anywhere in between, the pointer names
+a whole generation. Nothing is pickled: tensors are safetensors, everything else is JSON.
+
+    checkpoints/latest.json             {"generation": "step-00000025"}
+    checkpoints/step-00000025/          tensors.safetensors  facts.json  manifest.json
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from almanac.core.errors import AlmanacError, FileFormatError, IntegrityError, TrainingError
+from almanac.files.safetensors import open_safetensors, write_safetensors
+from almanac.files.store import remove_partials, sha256_file, sync_folder, write_json
+from almanac.files.strict_json import read_json
+from almanac.train.training import Snapshot
+
+KEPT = 2
+POINTER, TENSORS, FACTS, MANIFEST = "latest.json", "tensors.safetensors", "facts.json", "manifest.json"
+_PARTIAL = ".partial-"
+_SPARE_BYTES = 16 << 20  # room left on the disk for everything that is not a checkpoint
+
+
+class Checkpoints:
+    """The generations in one folder. One writer: the run folder's lock is held by the caller."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(leftover)
+        remove_partials(folder)
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Writes one generation, durable and pointed at when this returns.
+
+        Raises:
+            TrainingError: a tensor is not finite, or the disk has no room; the generations before are intact.
+        """
+        _refuse_not_finite(snapshot)
+        self.require_room(snapshot)
+        target = self.folder / f"step-{snapshot.facts['counters']['step']:08d}"
+        if target.name == self._pointed() and not _fault(target):
+            return target  # the same step again, as when a run stops right after a save
+        partial = self.folder / f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}"
+        partial.mkdir()
+        try:
+            write_safetensors(partial / TENSORS, snapshot.tensors, max_shard_bytes=2**63)
+            digests = {FACTS: write_json(partial / FACTS, snapshot.facts), TENSORS: sha256_file(partial / TENSORS)}
+            write_json(partial / MANIFEST, {"files": digests})
+            if target.exists():  # left by a run that was killed before its pointer moved, or damaged
+                shutil.rmtree(target)
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(self.folder)
+        write_json(self.folder / POINTER, {"generation": target.name})
+        kept = [name for name in self.generations() if name <= target.name][-KEPT:]
+        for name in set(self.generations()) - set(kept):
+            shutil.rmtree(self.folder / name)
+        return target
+
+    def generations(self) -> list[str]:
+        """Names of the generations present, oldest first."""
+        return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
+
+    def load(self) -> tuple[Snapshot, list[str]] | None:
+        """The newest generation whose bytes are those written, and which newer ones were damaged; None if none exists.
+
+        Raises:
+            IntegrityError: there are generations and none of them is whole.
+        """
+        damaged: list[str] = []
+        for name in self._candidates():
+            fault = _fault(self.folder / name)
+            if fault is None:
+                return _read(self.folder / name), damaged
+            damaged.append(f"{name}: {fault}")
+        if damaged:
+            raise IntegrityError(
+                f"No checkpoint in {self.folder} is whole ({'; '.join(damaged)})",
+                remedy="Remove the folder to start the run again, or restore it from a backup.",
+            )
+        return None
+
+    def require_room(self, snapshot: Snapshot) -> None:
+        """Raises TrainingError if one more generation does not fit on the disk."""
+        needed = sum(tensor.nbytes for tensor in snapshot.tensors.values()) + _SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise TrainingError(
+                f"A checkpoint needs {needed >> 20} MiB, {self.folder} has {free >> 20} MiB left",
+                remedy="Free some space, then start the same run again: it goes on from its last checkpoint.",
+            )
+
+    def _candidates(self) -> list[str]:
+        """What the pointer names, then older ones; if the pointer names nothing that is here, all from the newest."""
+        newest_first = self.generations()[::-1]
+        name = self._pointed()
+        return newest_first[newest_first.index(name) :] if name in newest_first else newest_first
+
+    def _pointed(self) -> str | None:
+        try:
+            return str(_object(self.folder / POINTER)["generation"])
+        except (AlmanacError, KeyError):
+            return None
+
+
+def _fault(folder: Path) -> str | None:
+    """Why a generation is not what was saved, or None."""
+    try:
+        digests = _object(folder / MANIFEST)["files"]
+        wrong = [name for name in (TENSORS, FACTS) if sha256_file(folder / name) != digests[name]]
+    except (AlmanacError, OSError, KeyError, TypeError) as error:
+        return f"its manifest or a file cannot be read ({error})"
+    return f"{wrong[0]} is not what was saved" if wrong else None
+
+
+def _read(folder: Path) -> Snapshot:
+    tensors = open_safetensors(folder / TENSORS)
+    return Snapshot({name: tensors[name].clone() for name in tensors}, _object(folder / FACTS))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{path} holds no object", remedy="The checkpoint is damaged.")
+    return value
+
+
+def _refuse_not_finite(snapshot: Snapshot) -> None:
+    for name, tensor in snapshot.tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"{name} is not finite, so it is not saved",
+                remedy="Lower the learning rate and start from a checkpoint.",
+            )

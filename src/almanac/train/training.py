@@ -1,0 +1,145 @@
+"""A run under way: what learns, the optimizer, the place in the data, the counters; and all of it as tensors and JSON.
+
+What :meth:`Training.capture` returns decides every later step, so that a run restored from it continues bit for bit
+(on one machine, build and thread count).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from almanac.core.errors import FileFormatError, TrainingError
+from almanac.train.settings import TrainSettings
+
+PARAMETER, OPTIMIZER, RNG = "parameter/", "optimizer/", "rng/torch"
+SMOOTHING = 0.95  # of the running mean of the loss that progress shows
+
+
+class Batches(Protocol):
+    """The steps of a run: each item is the list of micro-batches of one optimizer step."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[list[Any]]: ...
+    def __next__(self) -> list[Any]: ...
+    def state(self) -> dict[str, int]: ...
+    def load(self, state: dict[str, int]) -> None: ...
+    def digest(self) -> str: ...
+
+
+@dataclass
+class Counters:
+    """Running statistics; none of them ever takes in a number that is not finite."""
+
+    step: int = 0  # steps whose data were used, skipped ones included
+    skipped: int = 0  # steps without an update
+    bad_in_a_row: int = 0
+    targets: float = 0.0  # sum of the normalisers
+    smoothed_loss: float | None = None
+
+    def good(self, loss: float, targets: float) -> None:
+        """Takes in a step that updated the weights."""
+        self.bad_in_a_row = 0
+        self.targets += targets
+        before = loss if self.smoothed_loss is None else self.smoothed_loss
+        self.smoothed_loss = SMOOTHING * before + (1 - SMOOTHING) * loss
+
+    def bad(self) -> None:
+        """Takes in a step that did not."""
+        self.skipped += 1
+        self.bad_in_a_row += 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that decides how a run goes on: tensors by name, and facts fit for JSON."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+@dataclass
+class Training:
+    """The live state of a run. ``parameters`` are exactly those that require gradients."""
+
+    network: nn.Module
+    batches: Batches
+    settings: TrainSettings
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    counters: Counters = field(default_factory=Counters)
+
+    @classmethod
+    def begin(cls, network: nn.Module, batches: Batches, settings: TrainSettings) -> Training:
+        """A run at its first step. Raises TrainingError if no parameter requires a gradient."""
+        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise TrainingError(
+                "No parameter of this network requires a gradient", remedy="Attach an adapter, or unfreeze weights."
+            )
+        return cls(network, batches, settings, parameters, settings.optimizer.build(parameters))
+
+    def set_rate(self) -> float:
+        """Gives the optimizer the learning rate of the step that comes now, and returns it."""
+        rate = self.settings.rate(self.counters.step, len(self.batches))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def capture(self) -> Snapshot:
+        """The state between two steps; tensors are the live ones, to be written before the next step."""
+        tensors = {PARAMETER + name: parameter.detach() for name, parameter in self.parameters.items()}
+        scalars: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{OPTIMIZER}{name}/{key}"] = value
+                else:
+                    scalars.setdefault(name, {})[key] = value
+        tensors[RNG] = torch.get_rng_state()
+        facts = {
+            "counters": asdict(self.counters),
+            "batches": self.batches.state(),
+            "optimizer": scalars,
+            "threads": torch.get_num_threads(),
+        }
+        return Snapshot(tensors, facts)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes to the state that was captured.
+
+        Raises FileFormatError, before anything is changed, if the snapshot is of other parameters.
+        """
+        tensors = snapshot.tensors
+        saved = {name.removeprefix(PARAMETER): t for name, t in tensors.items() if name.startswith(PARAMETER)}
+        shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+        if shapes != {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}:
+            raise FileFormatError(
+                "The checkpoint holds other parameters than the network trains now",
+                remedy="Resume with the model and the plan that the run was started with.",
+            )
+        self.counters = Counters(**snapshot.facts["counters"])
+        self.batches.load(snapshot.facts["batches"])
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(saved[name])
+        states = _optimizer_states(tensors, snapshot.facts["optimizer"], self.parameters)
+        self.optimizer.state.clear()
+        self.optimizer.state.update(states)
+        torch.set_rng_state(tensors[RNG].clone())
+
+
+def _optimizer_states(
+    tensors: Mapping[str, Tensor], scalars: Mapping[str, dict[str, Any]], parameters: Mapping[str, nn.Parameter]
+) -> dict[nn.Parameter, dict[str, Any]]:
+    states: dict[nn.Parameter, dict[str, Any]] = {parameters[name]: dict(items) for name, items in scalars.items()}
+    for name, tensor in tensors.items():
+        if name.startswith(OPTIMIZER):
+            owner, _, key = name.removeprefix(OPTIMIZER).rpartition("/")
+            state = states.setdefault(parameters[owner], {})
+            state[key] = tensor.clone()
+    return states
