@@ -50,7 +50,7 @@ check: $(VENV)/dev
 docs: $(VENV)/dev
 	$(BIN)/python -m almanac.verify.matrix
 	$(BIN)/python -m almanac.cli.reference
-	$(BIN)/almanac evidence --render
+	$(BIN)/python -m almanac.evidence.runner
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/decode.py

@@ -91,7 +91,7 @@ def test_control_tokens_in_an_example_stay_text() -> None:
 def test_pairs_for_a_base_model(prompt: str, answer: str) -> None:
     """The row begins with the ids that the prompt alone has, whatever merges across the seam."""
     tokenizer = language_model().tokenizer
-    row = encode_pair(tokenizer, prompt, answer)
+    row = encode_pair(tokenizer, prompt, answer=answer)
     alone = tokenizer.encode(prompt, allow_special=False)
     assert list(row.tokens[: len(alone)]) == alone
     assert row.mask == (False,) * len(alone) + (True,) * (len(row) - len(alone))

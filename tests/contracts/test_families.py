@@ -6,8 +6,8 @@ import copy
 import json
 
 import pytest
-import toys
 import torch
+import toys
 from torch import Tensor
 
 from almanac.core.batch import pad_rows
@@ -130,7 +130,7 @@ def test_family_writes_what_it_reads(name: str, changes: dict[str, object]) -> N
 
 
 def test_families_are_found_by_name_and_architecture() -> None:
-    assert [family.model_type for family in families()][0] == "llama"
+    assert next(family.model_type for family in families()) == "llama"
     for family in families():
         assert family_for(family.model_type) == family
         if family.gguf:

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 
 import pytest
-import toys
 import torch
+import toys
 from torch import Tensor, nn
 
 from almanac.adapt.lora import Lora

@@ -69,7 +69,10 @@ def slow(pattern: list[str], path: list[str]) -> bool:
 def expansions(pattern: str) -> list[str]:
     """Every pattern without braces that one with flat braces stands for."""
     parts = re.split(r"\{([^}]*)\}", pattern)
-    return ["".join(choice) for choice in itertools.product(*[part.split(",") if i % 2 else [part] for i, part in enumerate(parts)])]
+    return [
+        "".join(choice)
+        for choice in itertools.product(*[part.split(",") if i % 2 else [part] for i, part in enumerate(parts)])
+    ]
 
 
 segment = st.sampled_from(["a", "b", "ab", "0", "1", "10"])

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import toys
 import torch
+import toys
 from torch import Tensor, nn
 
 from almanac.core.errors import SelectionError, ShapeError
@@ -123,7 +123,7 @@ def test_mixers_and_blocks_can_be_wrapped_whole() -> None:
 def test_selection_by_pattern_and_kind() -> None:
     model = toys.toy("plain")
     assert list(select(model, "layers.*.mixer.{q,v}")) == [f"layers.{i}.mixer.{n}" for i in range(2) for n in "qv"]
-    assert list(select(model, "**", of=Leaf))[0] == "embed"
+    assert next(iter(select(model, "**", of=Leaf))) == "embed"
     assert len(select(model, "**", of=Linear)) == 2 * 6 + 1
     assert set(select(model, "layers.*")) == {"layers.0", "layers.1"}
     chosen = select(model, "layers.1.mixer.q")["layers.1.mixer.q"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import toys
 import torch
+import toys
 
 from almanac.core.errors import SelectionError
 from almanac.core.spec import AXES, Constant, Normal

@@ -130,7 +130,7 @@ def test_rows_that_fit_nowhere_are_refused(rows: list[Row]) -> None:
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 80))
 def test_groups_are_greedy(lengths: list[int], limit: int) -> None:
-    groups = grouped(lengths, range(len(lengths)), limit)
+    groups = grouped(lengths, range(len(lengths)), step_tokens=limit)
     assert [index for group in groups for index in group] == list(range(len(lengths)))
     assert all(len(group) == 1 or sum(lengths[index] for index in group) <= limit for group in groups)
     for group, following in pairwise(groups):

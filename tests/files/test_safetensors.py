@@ -42,7 +42,7 @@ def assert_same(got: Tensor, want: Tensor) -> None:
 
 def test_every_dtype_round_trips_bit_for_bit(tmp_path: Path) -> None:
     tensors = every_dtype()
-    [path] = write_safetensors(tmp_path / "a.safetensors", tensors, {"note": "ü"})
+    [path] = write_safetensors(tmp_path / "a.safetensors", tensors, metadata={"note": "ü"})
     opened = open_safetensors(path)
     assert set(opened) == set(tensors) and len(opened) == len(tensors) and "absent" not in opened
     for name, tensor in tensors.items():
@@ -56,11 +56,11 @@ def test_every_dtype_round_trips_bit_for_bit(tmp_path: Path) -> None:
 
 def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
     tensors = every_dtype()
-    [path] = write_safetensors(tmp_path / "a.safetensors", tensors, {"k": "v"})
+    [path] = write_safetensors(tmp_path / "a.safetensors", tensors, metadata={"k": "v"})
     listed = dict(safetensors.deserialize(path.read_bytes()))
     assert {name: bytes(fields["data"]) for name, fields in listed.items()} == {n: raw(t) for n, t in tensors.items()}
     del tensors["layer.F8_E8M0"]  # the library's torch side cannot name this dtype
-    [path] = write_safetensors(tmp_path / "b.safetensors", tensors, {"k": "v"})
+    [path] = write_safetensors(tmp_path / "b.safetensors", tensors, metadata={"k": "v"})
     for name, tensor in safetensors.torch.load_file(path).items():
         assert_same(tensor, tensors[name])
     with safetensors.safe_open(path, framework="pt") as opened:
@@ -178,7 +178,7 @@ def test_what_cannot_be_written_leaves_the_old_file(
     with pytest.raises(error):
         write_safetensors(path, tensors)
     with pytest.raises(FileFormatError):
-        write_safetensors(path, {"a": torch.ones(1)}, {"epoch": 3})  # type: ignore[dict-item]
+        write_safetensors(path, {"a": torch.ones(1)}, metadata={"epoch": 3})  # type: ignore[dict-item]
     assert list(open_safetensors(path)) == ["old"]
     assert list(tmp_path.iterdir()) == [path]
 

@@ -6,8 +6,8 @@ import math
 import random
 
 import pytest
-import toys
 import torch
+import toys
 from generate.scripted import LETTERS, Chain, Letters, alphabet
 
 from almanac.core.errors import RequestError

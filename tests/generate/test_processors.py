@@ -161,7 +161,9 @@ def test_processors_act_in_the_order_given() -> None:
     assert probabilities(list(row))[0] > 0.7 > chances[0]
     flat_first = Sampling(processors=(Temperature(temperature=4.0), TopP(p=0.7)), greedy=False)
     cut_first = Sampling(processors=(TopP(p=0.7), Temperature(temperature=4.0)), greedy=False)
-    drawn = [{Chooser(way.with_(seed=n)).choose(logits(*row), []) for n in range(60)} for way in (flat_first, cut_first)]
+    drawn = [
+        {Chooser(way.with_(seed=n)).choose(logits(*row), []) for n in range(60)} for way in (flat_first, cut_first)
+    ]
     assert drawn == [{0, 1}, {0}]
 
 

@@ -38,7 +38,8 @@ def visible(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
 def pending(text: str, stops: tuple[str, ...]) -> int:
     """How many characters at the end could still become a stop."""
     return max(
-        (size for stop in stops for size in range(len(stop)) if size <= len(text) and text.endswith(stop[:size])), default=0
+        (size for stop in stops for size in range(len(stop)) if size <= len(text) and text.endswith(stop[:size])),
+        default=0,
     )
 
 

@@ -6,8 +6,8 @@ import random
 from typing import Any
 
 import pytest
-import toys
 import torch
+import toys
 
 from almanac.core.errors import AlmanacError, ArchitectureError, FileFormatError, UnsupportedError
 from almanac.models.family import Fields, families, family_for, family_for_gguf

@@ -139,7 +139,9 @@ def hidden_states(model: Decoder, row: Tensor) -> list[Tensor]:
     """What enters the first block and what leaves each, [batch, time, hidden]."""
     seen: list[Tensor] = []
     hooks = [model.embed.register_forward_hook(lambda module, inputs, output: seen.append(output))]
-    hooks += [layer.register_forward_hook(lambda module, inputs, output: seen.append(output[0])) for layer in model.layers]
+    hooks += [
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output[0])) for layer in model.layers
+    ]
     try:
         with torch.no_grad():
             model(row)

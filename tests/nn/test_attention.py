@@ -30,7 +30,9 @@ def built(**options: object) -> Attention:
 def slow(layer: Attention, x: Tensor, segments: list[int] | None = None) -> Tensor:
     """Equation 1 of the paper, one query at a time; query head h uses key-value head h // (heads per group)."""
     x = x.double()
-    q, k, v = (x @ leaf.weight.double().T + (0 if leaf.bias is None else leaf.bias) for leaf in (layer.q, layer.k, layer.v))
+    q, k, v = (
+        x @ leaf.weight.double().T + (0 if leaf.bias is None else leaf.bias) for leaf in (layer.q, layer.k, layer.v)
+    )
     group, dim = layer.num_heads // layer.num_kv_heads, layer.head_dim
     out = torch.zeros(x.shape[0], layer.num_heads * dim, dtype=torch.float64)
     for head in range(layer.num_heads):

@@ -82,7 +82,7 @@ def test_finite_differences(frozen: bool) -> None:
     inputs = (hidden, *(() if frozen else tuple(head.parameters())))
 
     def loss(*tensors: Tensor) -> Tensor:
-        return next_token_from_hidden(tensors[0], batch, head, chunk_targets=3)[0]
+        return next_token_from_hidden(tensors[0], batch, logits=head, chunk_targets=3)[0]
 
     assert torch.autograd.gradcheck(loss, inputs)
 
@@ -98,7 +98,9 @@ def test_chunked_equals_plain(frozen: bool, chunk: int) -> None:
         head.zero_grad()
         leaf = hidden.clone().requires_grad_()
         loss, metrics = (
-            next_token_from_hidden(leaf, batch, head, chunk_targets=chunk) if chunked else next_token(head(leaf), batch)
+            next_token_from_hidden(leaf, batch, logits=head, chunk_targets=chunk)
+            if chunked
+            else next_token(head(leaf), batch)
         )
         (2 * loss).backward()  # a factor, so that a backward that ignores what comes from above is found out
         results.append((loss, metrics["nll"], metrics["correct"].float(), leaf.grad, head.weight.grad, head.bias.grad))
@@ -132,14 +134,16 @@ def test_chunks_bound_what_exists_at_once(frozen: bool) -> None:
         return held
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
-        loss, _ = next_token_from_hidden(hidden, batch, logits, chunk_targets=8)
+        loss, _ = next_token_from_hidden(hidden, batch, logits=logits, chunk_targets=8)
     gc.collect()
     assert kept and not [held.tensor.shape for held in kept if held.tensor.shape[-1:] == (VOCAB,)]
     loss.backward()
     assert max(asked) == 8
     assert sum(asked) == batch.num_targets * (1 if frozen else 2) + 1  # one to see whether the head learns
     with torch.no_grad():
-        torch.testing.assert_close(next_token_from_hidden(hidden, batch, head)[0], loss.detach(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            next_token_from_hidden(hidden, batch, logits=head)[0], loss.detach(), atol=1e-6, rtol=0
+        )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -160,7 +164,7 @@ def test_cutting_a_step_does_not_change_its_gradient(rows: int, dtype: torch.dty
                 pad_id=seed,
             )
             normaliser = None if per_micro_batch else total
-            next_token_from_hidden(embed(batch.tokens), batch, head, normaliser=normaliser)[0].backward()
+            next_token_from_hidden(embed(batch.tokens), batch, logits=head, normaliser=normaliser)[0].backward()
         return [parameter.grad.clone() for module in (embed, head) for parameter in module.parameters()]
 
     total = sum(uneven_batch((length,), seed=100 + at).num_targets for at, length in enumerate(LENGTHS))
@@ -175,11 +179,11 @@ def test_cutting_a_step_does_not_change_its_gradient(rows: int, dtype: torch.dty
 def test_a_batch_without_targets_adds_nothing() -> None:
     batch = pad_rows([[1, 2, 3]], [[False] * 3], pad_id=0)
     hidden = torch.randn(1, 3, HIDDEN, requires_grad=True)
-    loss, _ = next_token_from_hidden(hidden, batch, make_head(torch.float32, frozen=True), normaliser=5)
+    loss, _ = next_token_from_hidden(hidden, batch, logits=make_head(torch.float32, frozen=True), normaliser=5)
     loss.backward()
     assert loss.item() == 0 and not hidden.grad.any()
     with pytest.raises(ShapeError, match="0 targets"):
-        next_token_from_hidden(hidden, batch, make_head(torch.float32, frozen=True))
+        next_token_from_hidden(hidden, batch, logits=make_head(torch.float32, frozen=True))
 
 
 def test_shapes_must_fit() -> None:
@@ -187,7 +191,7 @@ def test_shapes_must_fit() -> None:
     with pytest.raises(ShapeError, match="Logits"):
         next_token(torch.zeros(1, 2, VOCAB), batch)
     with pytest.raises(ShapeError, match="Hidden"):
-        next_token_from_hidden(torch.zeros(1, 2, HIDDEN), batch, make_head(torch.float32, frozen=True))
+        next_token_from_hidden(torch.zeros(1, 2, HIDDEN), batch, logits=make_head(torch.float32, frozen=True))
 
 
 def test_low_precision_logits_are_summed_in_float32() -> None:

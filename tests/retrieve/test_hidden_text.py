@@ -71,6 +71,7 @@ ELEMENTS = [
     f"<object>{SECRET}</object>",
     f"<iframe>{SECRET}</iframe>",
     f"<!-- {SECRET} -->",
+    f"<!-- a > b {SECRET} -->",
     f"<!--> <!-- {SECRET} -->",
     f"<!-- a -- {SECRET} --!>",
     f"<? {SECRET} >",

@@ -63,6 +63,8 @@ def test_digest_is_of_the_source_bytes_and_the_path_is_kept() -> None:
         ("- a\n- b\n  1. c\n  2. d\n- e", "- a\n- b\n  1. c\n  2. d\n- e"),
         ("3. c\n4. d", "3. c\n4. d"),
         ("> quoted *text*", "quoted text"),
+        ("> # No section\n>\n> text", "No section\n\ntext"),
+        ("- ## No section\n- b", "- No section\n- b"),
         ("| A | B |\n|---|---|\n| 1 | `2` |", "| A | B |\n| 1 | `2` |"),
         ("a &amp; b &copy; c", "a & b © c"),
         ("A <abbr title='x'>CLI</abbr><br>tool", "A CLI\ntool"),

@@ -414,7 +414,7 @@ def test_incident_24_opening_a_model_reads_that_file_and_no_other(tmp_path: Path
     secret = tmp_path / "secret"
     secret.write_text("x")
     texts = {"path": str(secret), "url": "http://127.0.0.1:9/", "template": "{{ ''.__class__ }}"}
-    [path] = write_safetensors(tmp_path / "a.safetensors", {str(secret): torch.ones(2)}, texts)
+    [path] = write_safetensors(tmp_path / "a.safetensors", {str(secret): torch.ones(2)}, metadata=texts)
     with watch():
         assert read_all(path)[0].metadata["path"] == str(secret)
     assert set(watch.opened) == {str(path)} and not watch.ran

@@ -39,7 +39,9 @@ def test_what_backward_keeps_is_counted_once() -> None:
 
 def test_memory_grows_with_tokens_and_trained_numbers() -> None:
     network = small_run.adapted()
-    small, large = (forecast_memory(network, batch(2, 8), small_run.settings(micro_tokens=n)) for n in (64, 640))
+    small, large = (
+        forecast_memory(network, batch(2, 8), settings=small_run.settings(micro_tokens=n)) for n in (64, 640)
+    )
     assert large.activations == 10 * small.activations > 0
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert small.learning == 3 * 4 * trained
@@ -52,15 +54,15 @@ def test_memory_grows_with_tokens_and_trained_numbers() -> None:
 
 
 def test_only_the_stored_weights_are_expanded() -> None:
-    stored = forecast_memory(small_run.adapted(Int8()), batch(1, 8), small_run.settings())
-    dense = forecast_memory(small_run.adapted(), batch(1, 8), small_run.settings())
+    stored = forecast_memory(small_run.adapted(Int8()), batch(1, 8), settings=small_run.settings())
+    dense = forecast_memory(small_run.adapted(), batch(1, 8), settings=small_run.settings())
     assert stored.expanded == 4 * max(toys.VOCAB * toys.HIDDEN, 96 * toys.HIDDEN) and dense.expanded == 0
     assert stored.weights < 0.5 * dense.weights
 
 
 def test_run_json_tells_forecast_and_measurement(tmp_path: Path) -> None:
     network = small_run.adapted()
-    memory = forecast_memory(network, padded_batches(small_run.doubling_rows(4), 256)[0], small_run.settings())
+    memory = forecast_memory(network, padded_batches(small_run.doubling_rows(4), 256)[0], settings=small_run.settings())
     told = []
     small_run.run(tmp_path, network=network, steps=10, listeners=(Forecaster(memory, told.append),))
     content = read_run(tmp_path)

@@ -110,7 +110,7 @@ def limit_of(lm: LanguageModel, settings: TrainSettings) -> int:
     return limit if settings.max_tokens is None else min(settings.max_tokens, limit)
 
 
-def encode_pair(tokenizer: Tokenizer, prompt: str, answer: str) -> Row:
+def encode_pair(tokenizer: Tokenizer, prompt: str, *, answer: str) -> Row:
     """Prompt and answer as one text, for a model without a chat template; the answer and the end token are targets.
 
     Where a token of the whole would lie across the seam, the two are encoded apart: a model is asked with the prompt
@@ -142,19 +142,19 @@ def _row(lm: LanguageModel, index: int, example: Example) -> Row:
         if isinstance(example, tuple):
             prompt, answer = example
             if lm.template is None:
-                return encode_pair(lm.tokenizer, prompt, answer)
+                return encode_pair(lm.tokenizer, prompt, answer=answer)
             messages: Sequence[Message] = (
                 {"role": "user", "content": prompt},
                 {"role": "assistant", "content": answer},
             )
         else:
             messages = example
-        return encode_messages(lm.tokenizer, lm.template, messages)
+        return encode_messages(lm.tokenizer, messages, template=lm.template)
     except RequestError as error:
         raise RequestError(f"Example {index}: {error.cause}", remedy=error.remedy) from error
 
 
-def encode_messages(tokenizer: Tokenizer, template: ChatTemplate | None, messages: Sequence[Message]) -> Row:
+def encode_messages(tokenizer: Tokenizer, messages: Sequence[Message], *, template: ChatTemplate | None) -> Row:
     """A conversation as a row. Raises UnsupportedError without a template, else as ``encode_chat_for_training``."""
     if template is None:
         raise UnsupportedError(
@@ -189,7 +189,7 @@ def _train(
         pad_token=special.pad,
         findings=(tokenised.finding,),
     )
-    memory = forecast_memory(lm.network, padded_batches(smallest_uneven(rows), 1 << 20)[0], settings)
+    memory = forecast_memory(lm.network, padded_batches(smallest_uneven(rows), 1 << 20)[0], settings=settings)
     listeners = [Forecaster(memory), _recorder(report), *([on_event] if on_event else [])]
     batches = settings.batches(rows)
     outcome = train(lm.network, batches, settings=settings, listeners=listeners, run_folder=run_folder, stop=stop)

@@ -134,7 +134,7 @@ class StepBatches:
             )
 
     def _groups_of(self, epoch: int) -> list[list[int]]:
-        return grouped(self._lengths, order(len(self.rows), seed=self.seed, epoch=epoch), self.step_tokens)
+        return grouped(self._lengths, order(len(self.rows), seed=self.seed, epoch=epoch), step_tokens=self.step_tokens)
 
 
 def padded_batches(rows: Sequence[Row], micro_tokens: int) -> list[Tokens]:
@@ -157,7 +157,7 @@ def packed_batches(rows: Sequence[Row], micro_tokens: int) -> list[Tokens]:
     width = max(len(row) for row in rows)
     packed = pack_rows([row.tokens for row in rows], [row.mask for row in rows], width=width, pad_id=0)
     count = micro_tokens // width
-    return [take(packed, start, start + count) for start in range(0, packed.tokens.shape[0], count)]
+    return [take(packed, start, count=count) for start in range(0, packed.tokens.shape[0], count)]
 
 
 def check_rows(rows: Sequence[Row], micro_tokens: int) -> None:
@@ -183,7 +183,7 @@ def order(count: int, *, seed: int, epoch: int) -> list[int]:
     return torch.randperm(count, generator=generator).tolist()
 
 
-def grouped(lengths: Sequence[int], shuffled: Sequence[int], step_tokens: int) -> list[list[int]]:
+def grouped(lengths: Sequence[int], shuffled: Sequence[int], *, step_tokens: int) -> list[list[int]]:
     """Runs of ``shuffled`` whose lengths together stay within ``step_tokens``; a longer one stands alone."""
     groups: list[list[int]] = []
     total = step_tokens

@@ -67,6 +67,6 @@ def is_packed(batch: Tokens) -> bool:
     return bool((batch.segments > 0).any())
 
 
-def take(batch: Tokens, start: int, end: int) -> Tokens:
-    """Rows ``start`` to ``end`` of a batch."""
-    return Tokens(*(getattr(batch, field.name)[start:end] for field in dataclasses.fields(batch)))
+def take(batch: Tokens, start: int, *, count: int) -> Tokens:
+    """``count`` rows of a batch from ``start`` on."""
+    return Tokens(*(getattr(batch, field.name)[start : start + count] for field in dataclasses.fields(batch)))

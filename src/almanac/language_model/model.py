@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from almanac.core.errors import UnsupportedError
+from almanac.core.errors import RequestError, UnsupportedError
 from almanac.core.site import Leaf
 from almanac.core.technique import Attachment, Plan, Rewrite, Technique
 from almanac.core.weight import StoredWeight
@@ -95,6 +95,7 @@ class LanguageModel:
         """
         if self.template is None:
             raise UnsupportedError("This model has no chat template", remedy="Use generate, or an instruct model.")
+        self._check_labels(messages)
         return encode_chat(self.tokenizer, self.template, messages, add_generation_prompt=True)
 
     def request(
@@ -214,6 +215,17 @@ class LanguageModel:
         plain = sum(p.numel() for p in self.network.parameters() if id(p) not in inside)
         return plain + sum(module.shape.numel() for module in stored)
 
+    def _check_labels(self, messages: Sequence[Message]) -> None:
+        """Roles and types reach the template as they are (it compares them), so they must not spell a control token."""
+        texts = list(self.tokenizer.control_tokens())
+        for index, message in enumerate(messages):
+            for label in _labels(message):
+                if any(text in label for text in texts):
+                    raise RequestError(
+                        f"Message {index} has {label[:80]!r} for a role or type, which contains a control token",
+                        remedy="Use a plain word, such as user.",
+                    )
+
 
 class KnownText:
     """The text of generated ids. An embedding may have more rows than the tokenizer has tokens (padding to a round
@@ -228,3 +240,16 @@ class KnownText:
 
     def finish(self) -> str:
         return self.stream.finish()
+
+
+def _labels(value: Any, *, is_label: bool = False) -> Iterator[str]:
+    """Every key, and every text under a role or a type, at any depth: what chat encoding leaves as it is."""
+    if isinstance(value, str):
+        yield from [value] if is_label else []
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _labels(key, is_label=True)
+            yield from _labels(item, is_label=is_label or key in ("role", "type"))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _labels(item, is_label=is_label)

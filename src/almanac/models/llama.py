@@ -105,8 +105,12 @@ def read_decoder(
     bias: tuple[bool, bool],
     mask: Callable[[int], Mask] = lambda layer: Causal(),
     rotary: Callable[[int], bool] = lambda layer: True,
+    context_length: int = 2048,
 ) -> Decoder.Spec:
-    """The Llama-shaped decoder of a configuration; ``bias`` is (q k v, o); ``mask`` and ``rotary`` are by layer."""
+    """The Llama-shaped decoder of a configuration; ``bias`` is (q k v, o); ``mask`` and ``rotary`` are by layer.
+
+    ``context_length`` is what the family's own configuration class assumes where a file is silent.
+    """
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     if fields.any("head_dim") is None and hidden % heads:
         raise FileFormatError(
@@ -144,7 +148,7 @@ def read_decoder(
         layers=tuple(block(layer) for layer in range(fields.integer("num_hidden_layers", high=MAX_LAYERS))),
         norm=norm,
         head=TiedHead.Spec() if fields.flag("tie_word_embeddings", False) else Head.Spec(projection=projection),
-        context_length=fields.integer("max_position_embeddings", 2048),
+        context_length=fields.integer("max_position_embeddings", context_length),
     )
 
 

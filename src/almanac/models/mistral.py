@@ -14,7 +14,7 @@ def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
     window = fields.any("sliding_window", DEFAULT_WINDOW)  # absent means the default, null means none
     mask = SlidingWindow(size=fields.integer("sliding_window", DEFAULT_WINDOW)) if window is not None else Causal()
-    return read_decoder(fields, bias=(False, False), mask=lambda layer: mask)
+    return read_decoder(fields, bias=(False, False), mask=lambda layer: mask, context_length=131_072)
 
 
 def write(spec: Decoder.Spec) -> Config | None:

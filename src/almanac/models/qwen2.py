@@ -25,7 +25,7 @@ def read(fields: Fields) -> Decoder.Spec:
             SlidingWindow(size=fields.integer("sliding_window", DEFAULT_WINDOW)) if sliding and windowed else Causal()
         )
 
-    return read_decoder(fields, bias=(True, False), mask=mask)
+    return read_decoder(fields, bias=(True, False), mask=mask, context_length=32_768)
 
 
 def write(spec: Decoder.Spec) -> Config | None:

@@ -31,7 +31,7 @@ def read(fields: Fields) -> Decoder.Spec:
         sliding = kinds[layer] == "sliding_attention" if kinds is not None else windowed and not has_rotary(layer)
         return SlidingWindow(size=fields.integer("sliding_window")) if sliding else Causal()
 
-    return read_decoder(fields, bias=(bias, bias), mask=mask, rotary=has_rotary)
+    return read_decoder(fields, bias=(bias, bias), mask=mask, rotary=has_rotary, context_length=32_768)
 
 
 def write(spec: Decoder.Spec) -> Config | None:

@@ -59,8 +59,8 @@ def next_token(logits: Tensor, batch: Tokens, *, normaliser: float | None = None
 def next_token_from_hidden(
     hidden: Tensor,
     batch: Tokens,
-    logits: Callable[[Tensor], Tensor],
     *,
+    logits: Callable[[Tensor], Tensor],
     normaliser: float | None = None,
     chunk_targets: int = CHUNK_TARGETS,
 ) -> tuple[Tensor, Metrics]:

@@ -47,7 +47,7 @@ class Checkpoints:
             TrainingError: a tensor is not finite, or the disk has no room; the generations before are intact.
         """
         _refuse_not_finite(snapshot)
-        self.require_room(snapshot)
+        self.require_room(sum(tensor.nbytes for tensor in snapshot.tensors.values()))
         target = self.folder / f"step-{snapshot.facts['counters']['step']:08d}"
         if target.name == self._pointed() and not _fault(target):
             return target  # the same step again, as when a run stops right after a save
@@ -93,13 +93,12 @@ class Checkpoints:
             )
         return None
 
-    def require_room(self, snapshot: Snapshot) -> None:
-        """Raises TrainingError if one more generation does not fit on the disk."""
-        needed = sum(tensor.nbytes for tensor in snapshot.tensors.values()) + _SPARE_BYTES
-        free = shutil.disk_usage(self.folder).free
+    def require_room(self, nbytes: int) -> None:
+        """Raises TrainingError if ``nbytes`` more do not fit on the disk."""
+        needed, free = nbytes + _SPARE_BYTES, shutil.disk_usage(self.folder).free
         if free < needed:
             raise TrainingError(
-                f"A checkpoint needs {needed >> 20} MiB, {self.folder} has {free >> 20} MiB left",
+                f"Checkpoints need {needed >> 20} MiB more, {self.folder} has {free >> 20} MiB left",
                 remedy="Free some space, then start the same run again: it goes on from its last checkpoint.",
             )
 

@@ -51,7 +51,7 @@ class NextToken(Criterion):
     def loss(self, network: nn.Module, batch: Tokens, *, normaliser: float) -> tuple[Tensor, Metrics]:
         hidden, _ = network.hidden(batch.tokens, None, context_of(batch))
         return next_token_from_hidden(
-            hidden, batch, network.logits, normaliser=normaliser, chunk_targets=self.chunk_targets
+            hidden, batch, logits=network.logits, normaliser=normaliser, chunk_targets=self.chunk_targets
         )
 
 

@@ -68,7 +68,7 @@ def train(
         LockedError: another process is running there.
     """
     settings, criterion, stop = settings or TrainSettings(), criterion or NextToken(), stop or threading.Event()
-    training = Training.begin(network, batches, settings)
+    training = Training.begin(network, batches, settings=settings)
     if run_folder is None:
         with _quiet_surroundings(network, settings.seed):
             return _run(training, criterion, listeners, stop, lambda section, value: None)

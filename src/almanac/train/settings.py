@@ -22,9 +22,9 @@ class TrainSettings(Value):
     schedule: Schedule = Cosine(floor=0.1)
     optimizer: Optimizer = AdamW()
     clip_norm: float | None = 1.0  # largest global gradient norm; None leaves gradients as they are
-    epochs: int = 1  # how often every example is seen
+    epochs: int = 3  # how often every example is seen
     steps: int | None = None  # optimizer steps in all; overrides epochs
-    step_tokens: int = 2048  # tokens of the examples behind one update
+    step_tokens: int = 1024  # tokens of the examples behind one update
     micro_tokens: int = 1024  # tokens of one forward pass, padding included: what memory must hold
     max_tokens: int | None = None  # longest example; None: the smaller of micro_tokens and the model's context
     packed: bool = False  # several examples in a row instead of padding each

@@ -74,7 +74,7 @@ class Training:
     counters: Counters = field(default_factory=Counters)
 
     @classmethod
-    def begin(cls, network: nn.Module, batches: Batches, settings: TrainSettings) -> Training:
+    def begin(cls, network: nn.Module, batches: Batches, *, settings: TrainSettings) -> Training:
         """A run at its first step. Raises TrainingError if no parameter requires a gradient."""
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         if not parameters:

@@ -46,7 +46,7 @@ class Memory:
         return self.resident + self.learning + self.activations + self.logits + self.expanded
 
 
-def forecast_memory(network: nn.Module, batch: Tokens, settings: TrainSettings) -> Memory:
+def forecast_memory(network: nn.Module, batch: Tokens, *, settings: TrainSettings) -> Memory:
     """What a run will hold at its peak, from one forward pass over ``batch``."""
     trainable = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     stored = [module.shape.numel() for module in network.modules() if isinstance(module, StoredWeight)]
@@ -122,7 +122,7 @@ class Forecaster:
             self._seconds.append(event.seconds)
             if len(self._seconds) == TIMED_STEPS:
                 self._forecast(event.steps - self._first_step)
-        elif isinstance(event, Ended):
+        elif isinstance(event, Ended) and event.step > self._first_step:
             seconds = time.perf_counter() - self._began
             measured = {"seconds": seconds, "steps": event.step - self._first_step, "peak_bytes": peak_bytes()}
             self._record("measured", measured)

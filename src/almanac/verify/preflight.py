@@ -94,7 +94,7 @@ def preflight(
         found += [
             padded_equals_alone(network, sample),
             packed_equals_separate(network, sample),
-            gradients_arrive(network, padded_batches(sample, 1 << 20)[0], criterion or NextToken()),
+            gradients_arrive(network, padded_batches(sample, 1 << 20)[0], criterion=criterion or NextToken()),
         ]
     report = Report(tuple(found))
     if report.failures:
@@ -270,7 +270,7 @@ def _agree(check: str, network: nn.Module, rows: Sequence[Row], batches: Sequenc
     return Finding(check, True, f"{check} and alone agree to {difference:.1e} nats, at a first loss of {alone:.3f}")
 
 
-def gradients_arrive(network: nn.Module, batch: Any, criterion: Criterion) -> Finding:
+def gradients_arrive(network: nn.Module, batch: Any, *, criterion: Criterion) -> Finding:
     """Every trainable weight gets a gradient, at once or after one step of those that do.
 
     LoRA's A has none while B is zero, so a step is tried on the weights that have one, and taken back bit for bit.

@@ -96,7 +96,7 @@ def divergence(before: Sequence[Tensor], after: Sequence[Tensor]) -> Divergence:
     return Divergence(
         largest=float((old - new).abs().max()),
         scale=float(old.abs().max()),
-        mean_kl=max(0.0, float(kl)),
+        mean_kl=float(kl.clamp_min(0.0)),  # not max(0.0, ...), which would turn a NaN into no loss at all
         agreement=float((old.argmax(-1) == new.argmax(-1)).float().mean()),
     )
 

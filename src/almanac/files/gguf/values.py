@@ -74,7 +74,7 @@ def _integer_kind(values: Sequence[int], key: str, *, narrow: str) -> str:
     raise FileFormatError(f"Metadata {quoted(key)} holds a number beyond 64 bits", remedy="Store it as text.")
 
 
-def encode_value(value: object, kind: str, key: str) -> bytes:
+def encode_value(value: object, kind: str, *, key: str) -> bytes:
     """The bytes of a metadata value, its kind's number included. Raises FileFormatError if it does not fit the kind."""
     parts: list[bytes] = []
     try:

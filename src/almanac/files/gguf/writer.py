@@ -55,7 +55,7 @@ def write_gguf(
     header += len(plans).to_bytes(8, "little") + len(metadata).to_bytes(8, "little")
     for key, value in metadata.items():
         kind = (types or {}).get(key) or infer_kind(value, key)
-        header += _encode_name(key, 65535) + encode_value(value, kind, key)
+        header += _encode_name(key, 65535) + encode_value(value, kind, key=key)
     offset = 0
     for name, entry, shape, _ in plans:
         header += _encode_name(name, _MAX_NAME_BYTES) + len(shape).to_bytes(4, "little")

@@ -83,12 +83,12 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     refuse_name(path)
     with open_regular(path) as (descriptor, size), os.fdopen(os.dup(descriptor), "rb") as stream:
         head = stream.read(512)
-        length = header_length(path, head, size)
+        length = header_length(path, head, file_bytes=size)
         rest = stream.read(max(0, 8 + length - len(head)))
-    return parse_header(path, (head + rest)[8 : 8 + length], size)
+    return parse_header(path, (head + rest)[8 : 8 + length], file_bytes=size)
 
 
-def header_length(path: str | os.PathLike[str], head: bytes, file_bytes: int) -> int:
+def header_length(path: str | os.PathLike[str], head: bytes, *, file_bytes: int) -> int:
     """The header's length in bytes, from the first bytes (up to 512) of a file of `file_bytes`."""
     refuse_content(path, head)
     if len(head) < 8:
@@ -103,7 +103,7 @@ def header_length(path: str | os.PathLike[str], head: bytes, file_bytes: int) ->
     return length
 
 
-def parse_header(path: str | os.PathLike[str], text: bytes, file_bytes: int) -> Header:
+def parse_header(path: str | os.PathLike[str], text: bytes, *, file_bytes: int) -> Header:
     """Check a header's JSON against a file of `file_bytes`. Raises FileFormatError or UnsupportedError."""
     tree = parse_json(text, source=f"The header of {quoted(path, limit=200)}", max_depth=3)
     if not isinstance(tree, dict):

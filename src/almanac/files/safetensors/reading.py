@@ -68,5 +68,5 @@ def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
     refuse_name(path)
     data = map_file(path)
     size = data.numel()
-    length = header_length(path, data[:512].numpy().tobytes(), size)
-    return SafetensorsFile(parse_header(path, data[8 : 8 + length].numpy().tobytes(), size), data)
+    length = header_length(path, data[:512].numpy().tobytes(), file_bytes=size)
+    return SafetensorsFile(parse_header(path, data[8 : 8 + length].numpy().tobytes(), file_bytes=size), data)

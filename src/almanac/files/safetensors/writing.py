@@ -28,8 +28,8 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
     *,
+    metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> list[Path]:
     """Write tensors to `path`, or to shards beside it with an index if they exceed `max_shard_bytes` together.

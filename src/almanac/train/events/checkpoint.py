@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from almanac.train.checkpoint import Checkpoints
+from almanac.train.checkpoint import KEPT, Checkpoints
 from almanac.train.events.event import Event, Saving, Started
+
+WITH_MOMENTS = 3  # a checkpoint against the weights in it: the optimizer's two moments are not there yet at the start
 
 
 class CheckpointSaver:
@@ -14,6 +16,7 @@ class CheckpointSaver:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
-            self.checkpoints.require_room(event.snapshot())
+            weights = sum(tensor.nbytes for tensor in event.snapshot().tensors.values())
+            self.checkpoints.require_room((KEPT + 1) * WITH_MOMENTS * weights)
         elif isinstance(event, Saving):
             self.checkpoints.save(event.snapshot())

@@ -1,0 +1,164 @@
+"""Decoding with a state gives what decoding without one gives, for every family, chunk size and company."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from almanac.core.spec import Normal
+from almanac.core.technique import initialise
+from almanac.evidence.card import Card
+from almanac.evidence.runner import Measurement
+from almanac.generate.engine import Engine, Request
+from almanac.models.family import Fields, families
+from almanac.nn.attention.kv import KeyValueState, Row
+from almanac.nn.stack import Decoder
+
+CARD = Card(
+    name="generate.cached_decoding",
+    title="Cached decoding equals decoding without a cache",
+    claim="keys and values of past tokens can be kept instead of computed again without changing any output",
+    source="Pope 2022, arXiv 2211.05102, section 2.1",
+    toy_claim=(
+        "on random models of every family, logits of a prompt fed in chunks equal those of one forward pass, and greedy "
+        "tokens of sequences that join, leave, fork and are trimmed in company equal those of each alone, without a state"
+    ),
+    scope="speed or memory; nothing about trained models, whose logits are further apart than random ones'",
+    metric="largest logit difference, as a share of the largest logit",
+    threshold=1e-5,
+    expected="about 1e-7, and every greedy token equal",
+    budget_seconds=120,
+    mutants=("positions start one late", "a fork shares its buffer", "rows that leave take their neighbour's state"),
+)
+SIZES: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 96, "sliding_window": 9, "use_sliding_window": True,
+    "max_window_layers": 1, "no_rope_layer_interval": 2, "tie_word_embeddings": True,
+}  # fmt: skip
+CHUNKS = (1, 3, 7, 64)
+PROMPT, NEW, ROWS = (3, 40), 40, 6
+TOKENS = {"quick": 1_000, "full": 10_000}
+
+
+def measure(profile: str, seed: int, mutant: str | None) -> Measurement:
+    """The largest relative difference, and how many greedy tokens agree."""
+    largest, same, total = 0.0, 0, 0
+    known = list(families())
+    with torch.inference_mode(), _broken(mutant):
+        for number, family in enumerate(known):
+            model = _model(family.read(Fields({**SIZES, "model_type": family.model_type})), seed + number)
+            largest = max(largest, _chunk_error(model, seed))
+            rng, wanted = random.Random(seed), TOKENS[profile] // len(known)
+            done = 0
+            while done <= wanted:
+                agreeing, count = _company(model, rng)
+                same, total, done = same + agreeing, total + count, done + count
+    holds = largest <= CARD.threshold and same == total
+    details = {"families": len(known), "greedy_tokens": total, "greedy_tokens_equal": same, "chunk_sizes": str(CHUNKS)}
+    return Measurement(largest, holds, details)
+
+
+def _model(spec: Decoder.Spec, seed: int) -> Decoder:
+    wide = Normal(std=0.25)
+    model = initialise(spec.build(), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            wide.fill(parameter, generator)
+    assert isinstance(model, Decoder)
+    return model.eval()
+
+
+def _chunk_error(model: Decoder, seed: int) -> float:
+    """Prompts fed in chunks, forked and trimmed, against one forward pass."""
+    tokens = torch.randint(0, model.vocab_size, (1, 48), generator=torch.Generator().manual_seed(seed))
+    straight = model(tokens)
+    other = torch.randint(0, model.vocab_size, (1, 8), generator=torch.Generator().manual_seed(seed + 1))
+    worst = 0.0
+    for chunk in CHUNKS:
+        state, parts = model.init_state(1, 48), []
+        for start in range(0, 48, chunk):
+            aside = state.fork()
+            hidden, following = model.hidden(tokens[:, start : start + chunk], state)
+            assert following is not None
+            state = following
+            model.hidden(other, aside)  # what a fork goes on with must not reach the original
+            parts.append(model.logits(hidden))
+        worst = max(worst, _relative(torch.cat(parts, dim=1), straight))
+        state.trim([20])
+        hidden, _ = model.hidden(tokens[:, 20:], state)
+        worst = max(worst, _relative(model.logits(hidden), straight[:, 20:]))
+    return worst
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _company(model: Decoder, rng: random.Random) -> tuple[int, int]:
+    """Greedy tokens of sequences of unequal length in one engine, against each alone without a state."""
+    prompts = [[rng.randrange(model.vocab_size) for _ in range(rng.randint(*PROMPT))] for _ in range(ROWS)]
+    lengths = [rng.randint(1, NEW) for _ in prompts]
+    engine = Engine(model, max_rows=3, prefill_chunk=rng.choice(CHUNKS))
+    handles = [engine.submit(Request(tokens=tuple(p), max_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
+    engine.run()
+    same = 0
+    for prompt, length, handle in zip(prompts, lengths, handles, strict=True):
+        alone = _without_state(model, prompt, length)
+        same += sum(a == b for a, b in zip(alone, handle.new_tokens, strict=True))
+    return same, sum(lengths)
+
+
+def _without_state(model: nn.Module, prompt: list[int], length: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(length):
+        tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@contextmanager
+def _broken(mutant: str | None) -> Iterator[None]:
+    """The code under test with one planted bug, put right again afterwards."""
+    if mutant is None:
+        yield
+        return
+    owner, name, planted = MUTANTS[mutant]()
+    healthy = vars(owner)[name]
+    setattr(owner, name, planted)
+    try:
+        yield
+    finally:
+        setattr(owner, name, healthy)
+
+
+def _late() -> tuple[Any, str, Any]:
+    import almanac.nn.stack as stack
+    from almanac.core.state import positions_after
+
+    return stack, "positions_after", lambda lengths, time: positions_after([n + bool(n) for n in lengths], time)
+
+
+def _shared() -> tuple[Any, str, Any]:
+    def fork(self: Row) -> Row:
+        other = Row(self.capacity)
+        other.keys, other.values, other.length = self.keys, self.values, self.length
+        return other
+
+    return Row, "fork", fork
+
+
+def _neighbour() -> tuple[Any, str, Any]:
+    def select(self: KeyValueState, rows: list[int]) -> KeyValueState:
+        return KeyValueState([self.rows[(row + 1) % len(self.rows)] for row in rows])
+
+    return KeyValueState, "select", select
+
+
+MUTANTS: dict[str, Callable[[], tuple[Any, str, Any]]] = dict(
+    zip(CARD.mutants, (_late, _shared, _neighbour), strict=True)
+)
