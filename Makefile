@@ -33,7 +33,7 @@ $(VENV)/dev: $(VENV)/core
 demo: $(VENV)/core
 	$(BIN)/almanac build docs --output $(DEMO)
 	$(BIN)/almanac ask $(DEMO) "What is a site?"
-	$(BIN)/almanac ask $(DEMO) "What does the certificate hold?"
+	$(BIN)/almanac ask $(DEMO) "What is a certificate?"
 	$(BIN)/almanac ask $(DEMO) "Who won the football world cup in 1954?"
 
 test: $(VENV)/dev

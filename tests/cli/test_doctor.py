@@ -84,6 +84,18 @@ def test_more_threads_than_the_quota_gives_is_a_warning(monkeypatch: pytest.Monk
     assert examine.usable_cores() >= 1
 
 
+def test_a_busy_machine_is_told_to_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    files(monkeypatch, {"/sys/fs/cgroup/cpu.max": "200000 100000\n"})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr("os.getloadavg", lambda: (9.0, 9.0, 9.0))
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    found = {finding.name: finding for finding in examine.processor()}
+    assert (found["load"].state, found["load"].remedy) == ("warn", "export OMP_WAIT_POLICY=PASSIVE")
+    monkeypatch.setattr("os.getloadavg", lambda: (1.0, 1.0, 1.0))
+    assert "load" not in {finding.name for finding in examine.processor()}
+
+
 def test_memory_is_what_the_control_group_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     meminfo = "MemTotal: 9 kB\nMemAvailable:   8000000 kB\n"
     files(monkeypatch, {"/proc/meminfo": meminfo})

@@ -114,11 +114,11 @@ def test_every_paper_is_cited_by_the_files_it_is_listed_with() -> None:
 
 
 def _citations() -> Iterator[tuple[str, str]]:
-    """(arXiv number, path below almanac/) of every citation in a docstring."""
+    """(arXiv number, path below almanac/) of every citation in a docstring or another text of the code."""
     for path in sorted(SOURCES.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                for paper in _ARXIV.findall(ast.get_docstring(node) or ""):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for paper in _ARXIV.findall(node.value):
                     yield paper, str(path.relative_to(SOURCES))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -11,7 +11,8 @@ from almanac.cli.options import Json
 from almanac.cli.printing import emit, line
 from almanac.core.errors import NotFoundError, RequestError
 
-REPRODUCED = "REPRODUCED"
+if TYPE_CHECKING:
+    from almanac.evidence.runner import Result
 
 
 def evidence(
@@ -27,7 +28,8 @@ def evidence(
     """Run the experiment that backs a technique.
 
     Reproduces at laptop scale the effect that a technique's paper claims, beside a baseline, against a threshold that was
-    set before. Exit code 0 if it was reproduced, 1 if not.
+    set before. Where docs/evidence is below the current folder, stores the result there and draws the pages. Exit code 0
+    if it was reproduced, 1 if not.
 
     ```
     almanac evidence --list
@@ -58,7 +60,8 @@ def evidence(
         if json:
             emit({"current": current})
         else:
-            line("the pages are current" if current else "the pages are not what the stored results say")
+            stale = "the pages are not what the stored results say; running an experiment draws them anew"
+            line("the pages are current" if current else stale)
         return 0 if current else 1
     assert name is not None
     if name not in names:
@@ -66,9 +69,19 @@ def evidence(
         remedy = f"Did you mean {close[0]}?" if close else "`almanac evidence --list` shows those there are."
         raise NotFoundError(f"No experiment is called {name!r}", remedy=remedy)
     result = runner.run(name, profile=profile, seed=seed)
+    if runner.FOLDER.is_dir():
+        runner.render()
     if json:
         emit(result.to_dict())
     else:
-        for key, value in result.to_dict().items():
-            line(f"{key}: {value}")
-    return 0 if result.verdict == REPRODUCED else 1
+        _print(result)
+    return 0 if result.verdict == runner.REPRODUCED else 1
+
+
+def _print(result: Result) -> None:
+    line(f"{result.name}: {result.verdict}")
+    line(f"  figure {result.value:.3g}, threshold {result.threshold:.3g} ({result.profile}, seed {result.seed})")
+    for key, value in result.details.items():
+        line(f"  {key}: {value}")
+    for mutant, killed in result.mutants.items():
+        line(f"  mutant {mutant}: {'killed' if killed else 'SURVIVED'}")

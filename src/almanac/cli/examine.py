@@ -75,8 +75,12 @@ def processor() -> Iterator[Finding]:
     module = _imported("torch")
     cores = usable_cores()
     threads = module.get_num_threads() if module is not None else None
+    busy = os.getloadavg()[0]
     if threads is None or threads <= cores:
         yield Finding("cores", "ok", f"{cores:g} usable, {threads or '?'} threads")
+        if busy > cores and threads and threads > 1 and "OMP_WAIT_POLICY" not in os.environ:
+            detail = f"{busy:.0f} tasks want {cores:g} cores: threads that wait by spinning take them from each other"
+            yield Finding("load", "warn", detail, "export OMP_WAIT_POLICY=PASSIVE")
     else:
         remedy = f"export OMP_NUM_THREADS={max(1, int(cores))}"
         yield Finding(

@@ -5,19 +5,34 @@ The formats themselves (Q4_0 ... Q6_K) are in ``files.gguf``; the layout is ggml
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from almanac.core.errors import ShapeError
 from almanac.core.weight import StoredWeight
-from almanac.files.gguf.format import Format
 from almanac.nn.stored import kernels
+
+
+class BlockFormat(Protocol):
+    """What is asked of a format; this floor knows none by name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def ggml_id(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def block_bytes(self) -> int: ...
+    def dequantize(self, blocks: Tensor) -> Tensor: ...
 
 
 class BlockWeight(StoredWeight):
     """``codes`` uint8 [out, row_bytes]; shape [out, in]."""
 
-    def __init__(self, blocks: Tensor, *, format: Format, shape: tuple[int, int]) -> None:
+    def __init__(self, blocks: Tensor, *, format: BlockFormat, shape: tuple[int, int]) -> None:
         super().__init__(shape)
         expected = (shape[0], shape[1] // format.block_size * format.block_bytes)
         if shape[1] % format.block_size or tuple(blocks.shape) != expected or blocks.dtype != torch.uint8:
