@@ -14,14 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from almanac import adapt, compress, evaluate, generate
+    from almanac import adapt, compress
     from almanac.align.supervised import finetune
     from almanac.assistant.ask import ask
     from almanac.assistant.build import build
     from almanac.generate.sampling import sampling
+    from almanac.language_model.certify import verify_model
     from almanac.language_model.load import load
     from almanac.language_model.model import LanguageModel
-    from almanac.verify.certificate import verify
 
 _PLACES = {
     "LanguageModel": "almanac.language_model.model",
@@ -30,11 +30,11 @@ _PLACES = {
     "finetune": "almanac.align.supervised",
     "load": "almanac.language_model.load",
     "sampling": "almanac.generate.sampling",
-    "verify": "almanac.language_model.certify",
+    "verify_model": "almanac.language_model.certify",
 }
 _ROOMS = ("adapt", "compress")
 
-__all__ = ["LanguageModel", "adapt", "ask", "build", "compress", "finetune", "load", "sampling", "verify"]
+__all__ = ["LanguageModel", "adapt", "ask", "build", "compress", "finetune", "load", "sampling", "verify_model"]
 __version__ = "0.1.0"
 
 

@@ -14,7 +14,7 @@ from almanac.assistant.settings import BuildSettings
 from almanac.assistant.stages import StageEvent
 from almanac.core.errors import AlmanacError, LockedError, NotFoundError, UnsupportedError
 from almanac.files.store import Lock
-from almanac.language_model.certify import verify
+from almanac.language_model.certify import verify_model
 
 TOPICS = ("valve", "filter", "pump", "lamp", "motor", "fan")
 
@@ -62,7 +62,7 @@ def test_build_makes_an_assistant_that_can_be_asked(model: Path, docs: Path, tmp
         "after",
         "card",
     ]
-    assert verify(out / "model")["new"] is False
+    assert verify_model(out / "model")["new"] is False
     evaluations = json.loads((out / "evaluations.json").read_text())
     assert evaluations["before"]["questions"] == evaluations["after"]["questions"] > 0
     provenance = json.loads((out / "provenance.json").read_text())

@@ -242,6 +242,17 @@ def test_an_unanswerable_question_comes_from_another_document_than_its_passages(
             assert not any(topic in one.text for one in example.passages)
 
 
+def test_what_merely_mentions_a_question_is_no_proof_that_it_cannot_be_answered() -> None:
+    mentions = " ".join(
+        f"People ask how to repair a broken {t}, clean the {t} part, or find its default weight." for t in TOPICS
+    )
+    shop = passage(f"{mentions} What falls down is a device.", document="shop.md")
+    passages = [*library(), shop]
+    examples = make_grounded(passages, seed=4, unanswerable=0.5, distractors=lambda question, count: [shop, *passages])
+    assert any(shop in example.passages for example in examples if example.answerable)
+    assert not any(shop in example.passages for example in examples if not example.answerable)
+
+
 def test_one_passage_gives_at_most_so_many_questions() -> None:
     for limit in (1, 2, 4):
         examples = make_grounded(library(), seed=1, per_passage=limit, unanswerable=0)

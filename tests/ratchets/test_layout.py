@@ -17,7 +17,7 @@ DRAWERS = {
     "utils", "util", "helpers", "helper", "common", "misc", "base", "manager", "managers", "legacy", "new", "old", "v2",
     "tools_misc", "shared", "stuff", "functions", "constants",
 }  # fmt: skip
-PUBLIC = ["LanguageModel", "adapt", "ask", "build", "compress", "finetune", "load", "sampling", "verify"]
+PUBLIC = ["LanguageModel", "adapt", "ask", "build", "compress", "finetune", "load", "sampling", "verify_model"]
 BLOCK = 12  # lines that may not stand in two places
 
 

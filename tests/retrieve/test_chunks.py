@@ -28,6 +28,11 @@ def quarters(text: str) -> int:
     return (len(text) + 3) // 4
 
 
+def breaks(text: str) -> int:
+    """Joining two pieces costs more than they do apart."""
+    return words(text) + 4 * text.count("\n")
+
+
 def document(*parts: str | tuple[int, str]) -> Document:
     outline = Outline()
     for part in parts:
@@ -62,7 +67,7 @@ blocks = st.one_of(
 parts = st.lists(st.one_of(blocks, st.tuples(st.integers(1, 4), st.sampled_from(["One", "Two", "Three"]))), max_size=12)
 
 
-@given(parts, st.integers(2, 60), st.floats(0, 0.9), st.sampled_from([words, quarters, len]))
+@given(parts, st.integers(2, 60), st.floats(0, 0.9), st.sampled_from([words, quarters, len, breaks]))
 def test_exact_bounded_and_nothing_lost(pieces, max_tokens, share, count) -> None:
     source = document(*pieces)
     overlap = int(share * max_tokens)
@@ -91,6 +96,19 @@ def test_a_long_section_is_cut_between_paragraphs_into_even_parts() -> None:
     chunks = chunk_document(source, count_tokens=words, max_tokens=130, overlap_tokens=0)
     assert [words(chunk.text) for chunk in chunks] == [120, 80]
     assert all(chunk.text.startswith("Sentence 0 ") for chunk in chunks)
+
+
+def test_parts_are_even_rather_than_full() -> None:
+    source = document((1, "Top"), *[sentences(5) for _ in range(4)])  # 4 paragraphs of 40 words, 3 of which would fit
+    chunks = chunk_document(source, count_tokens=words, max_tokens=130, overlap_tokens=0)
+    assert [words(chunk.text) for chunk in chunks] == [80, 80]
+
+
+def test_an_overlap_never_makes_a_chunk_too_long() -> None:
+    source = document(*[sentences(5) for _ in range(6)])
+    chunks = chunk_document(source, count_tokens=breaks, max_tokens=60, overlap_tokens=19)
+    assert len(chunks) == 6
+    assert all(breaks(chunk.text) <= 60 for chunk in chunks)
 
 
 def test_a_long_paragraph_is_cut_between_sentences_and_overlaps_by_sentences() -> None:

@@ -23,7 +23,7 @@ from almanac.files.gguf.reader import read_gguf
 from almanac.files.gguf.writer import write_gguf
 from almanac.files.safetensors import open_safetensors, write_safetensors
 from almanac.files.store import sha256_file
-from almanac.language_model.certify import verify
+from almanac.language_model.certify import verify_model
 from almanac.language_model.load import load
 from almanac.models.gguf_file import deinterleave
 from almanac.tokenizers.chat_template import ChatTemplate
@@ -217,13 +217,13 @@ def test_a_planted_fault_is_caught_by_its_own_check(name: str, tmp_path: Path) -
     fault = FAULTS[name]
     folder = certified(tmp_path / "m", fault)
     place = folder / certificates.NAME
-    assert verify(folder)["relative"] <= 1e-6
+    assert verify_model(folder)["relative"] <= 1e-6
     fault.edit(folder)
     with pytest.raises(IntegrityError):
-        verify(folder)
+        verify_model(folder)
     sealed_anew(place, folder)
     with pytest.raises(ParityError, match=fault.caught):
-        verify(folder)
+        verify_model(folder)
     with pytest.raises(ParityError, match=fault.caught):
         certificates.check(certificates.read(place), load(folder))
 
@@ -246,7 +246,7 @@ def test_a_change_too_small_for_the_probes_is_caught_by_its_digest(epsilon: floa
     sealed_anew(folder / certificates.NAME, folder)
     certificates.check(certificates.read(folder / certificates.NAME), load(folder))
     with pytest.raises(ParityError, match="spec is not the certified one"):
-        verify(folder)
+        verify_model(folder)
 
 
 def test_the_last_bit_of_a_weight_is_caught_by_the_digest_of_its_file(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_the_last_bit_of_a_weight_is_caught_by_the_digest_of_its_file(tmp_path: 
     content[-4] ^= 1
     path.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"model\.safetensors is not what was certified"):
-        verify(folder)
+        verify_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_what_no_probe_shows_of_a_tokenizer_is_caught_by_its_digest(edit: Edit, 
     sealed_anew(folder / certificates.NAME, folder)
     certificates.check(certificates.read(folder / certificates.NAME), load(folder))
     with pytest.raises(ParityError, match="tokenizer is not the certified one"):
-        verify(folder)
+        verify_model(folder)
 
 
 # --- GGUF
@@ -309,14 +309,14 @@ def test_a_fault_in_a_gguf_file_is_caught_by_its_own_check(name: str, quantizati
     lm.tokenizer = small.tokenizer(add_bos_token=True)
     path = lm.export(tmp_path / "m.gguf", format="gguf", quantization=quantization)
     place = tmp_path / "m.gguf.certificate.json"
-    result = verify(path)
+    result = verify_model(path)
     assert (result["certificate"], result["new"], result["agreement"]) == (str(place), False, 1.0)
     rewritten(path, **edit)
     with pytest.raises(IntegrityError):
-        verify(path)
+        verify_model(path)
     sealed_anew(place, tmp_path, "m.gguf")
     with pytest.raises(ParityError, match=caught):
-        verify(path)
+        verify_model(path)
 
 
 # --- sound models
@@ -329,7 +329,7 @@ def test_an_unchanged_model_holds(techniques: tuple[Technique, ...], tmp_path: P
     folder = lm.save(tmp_path / "m")
     before = small.files_in(tmp_path)
     for target in (folder, str(folder)):
-        result = verify(target)
+        result = verify_model(target)
         assert result == {
             "certificate": str(folder / certificates.NAME), "new": False, "steps": [{"step": "made up", "bound": 1.0}],
             "relative": 0.0, "agreement": 1.0, "bound": EQUAL,
@@ -343,20 +343,20 @@ def test_a_foreign_model_gets_its_first_certificate(tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(saved / name, folder / name)
-    first = verify(folder)
+    first = verify_model(folder)
     assert first["new"] is True
     known = certificates.read(folder / certificates.NAME)
     assert set(known["files"]) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert verify(folder)["new"] is False
+    assert verify_model(folder)["new"] is False
     alone = tmp_path / "alone"
     alone.mkdir()
     path = alone / "m.gguf"
     small.language_model("llama").export(path, format="gguf", quantization="Q8_0")
     (alone / "m.gguf.certificate.json").unlink()
     (alone / "other.json").write_text("{}")
-    assert verify(path)["new"] is True
+    assert verify_model(path)["new"] is True
     assert sorted(item.name for item in alone.iterdir()) == ["m.gguf", "m.gguf.certificate.json", "other.json"]
-    assert verify(path)["new"] is False
+    assert verify_model(path)["new"] is False
 
 
 def test_one_certificate_holds_for_every_form(tmp_path: Path) -> None:
@@ -375,19 +375,19 @@ def test_files_that_appear_are_noticed_when_loading_would_read_them(tmp_path: Pa
     """An index file overrules model.safetensors; a note beside the model does not matter."""
     folder = small.language_model("llama").save(tmp_path / "m")
     (folder / "README.md").write_text("notes")
-    verify(folder)
+    verify_model(folder)
     other = small.language_model("llama", seed=5).save(tmp_path / "other")
     shutil.copy(other / "model.safetensors", folder / "x.safetensors")
     names = list(open_safetensors(folder / "x.safetensors"))
     index = {"weight_map": dict.fromkeys(names, "x.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(IntegrityError, match="was not there"):
-        verify(folder)
+        verify_model(folder)
     (folder / "x.safetensors").unlink()
     (folder / "model.safetensors.index.json").unlink()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(IntegrityError, match="missing"):
-        verify(folder)
+        verify_model(folder)
 
 
 def test_a_template_that_writes_the_date_does_not_make_a_certificate_expire(tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_a_certificate_that_says_less_vouches_for_nothing(case: str, tmp_path: P
     folder = small.language_model("llama").save(tmp_path / "m")
     edited_json(certificates.NAME, UNSOUND[case])(folder)
     with pytest.raises(FileFormatError):
-        verify(folder)
+        verify_model(folder)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "..\\x", "a/../../x"])
@@ -448,9 +448,9 @@ def test_names_in_a_certificate_stay_in_its_folder(name: str, tmp_path: Path) ->
     folder = small.language_model("llama").save(tmp_path / "m")
     edited_json(certificates.NAME, lambda c: c["files"].update({name: "0" * 64}))(folder)
     with pytest.raises(UnsafeFileError):
-        verify(folder)
+        verify_model(folder)
 
 
 def test_there_must_be_a_model() -> None:
     with pytest.raises(NotFoundError, match="no model"):
-        verify("nowhere-at-all")
+        verify_model("nowhere-at-all")

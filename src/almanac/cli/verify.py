@@ -25,7 +25,7 @@ def verify(model: str, /, *, json: Json = False) -> int:
     Args:
         model: An alias, a model folder or a `.gguf` file.
     """
-    from almanac.language_model.certify import verify as verified
+    from almanac.language_model.certify import verify_model as verified
 
     try:
         result = verified(model)

@@ -32,15 +32,15 @@ def resolve(kind: str, *, of: type[T]) -> type[T]:
         NotFoundError: no such module or class, or one of another type.
     """
     module, names = _split(kind)
-    target: Any = module
+    target: object = module
     for name in names:
-        target = vars(target).get(name) if not name.startswith("_") else None
+        target = cast("dict[str, object]", vars(target)).get(name) if not name.startswith("_") else None
         if target is None:
             break
-    candidate = vars(target).get("Spec", target) if isinstance(target, type) else None
+    candidate = cast("dict[str, object]", vars(target)).get("Spec", target) if isinstance(target, type) else None
     if not (isinstance(candidate, type) and issubclass(candidate, of) and candidate.__module__ == module.__name__):
         raise NotFoundError(f"{kind!r} names no {of.__name__}", remedy="`almanac list` shows what there is.")
-    return cast("type[T]", candidate)
+    return candidate
 
 
 def techniques(room: str | None = None) -> dict[str, ModuleType]:

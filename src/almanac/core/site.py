@@ -8,7 +8,7 @@ Wrappers live under ``<site>.around.<name>``: no base key is ever renamed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -141,7 +141,8 @@ def select(model: nn.Module, pattern: str, *, of: type[SiteKind] = Site) -> dict
     Raises:
         SelectionError: nothing matches; a pattern that silently selects nothing trains nothing.
     """
-    sites = {path: module for path, module in model.named_modules() if isinstance(module, of) and _outside(path)}
+    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+    sites = {path: module for path, module in modules if isinstance(module, of) and _outside(path)}
     chosen = {path: site for path, site in sites.items() if matches(pattern, path)}
     if not chosen:
         near = ", ".join(list(sites)[:4]) or "none"

@@ -353,8 +353,10 @@ def _drafts(passages: Sequence[Passage], seed: int, per_passage: int) -> list[Gr
             by_question[draft.question.lower()].append(draft)
     per: dict[str | None, list[GroundedExample]] = defaultdict(list)
     for same in by_question.values():
-        if len({draft.answer for draft in same}) == 1:
-            per[same[0].gold].append(same[0])
+        longest = max(same, key=lambda draft: len(draft.answer))
+        one_passage = len({draft.gold for draft in same}) == 1  # there an answer may go on where another ends
+        if all(longest.answer == d.answer or (one_passage and longest.answer.startswith(d.answer)) for d in same):
+            per[longest.gold].append(longest)
     chosen: list[GroundedExample] = []
     for passage in passages:
         rng = _rng(seed, "choice", passage.id)

@@ -11,7 +11,7 @@ from almanac.language_model.load import load
 from almanac.verify import certificate as certificates
 
 
-def verify(path: str | Path) -> dict[str, Any]:
+def verify_model(path: str | Path) -> dict[str, Any]:
     """Checks a model folder or GGUF file against its certificate; writes one where there is none.
 
     Returns:

@@ -201,7 +201,7 @@ def _rows(lm: LanguageModel, chosen: str) -> list[tuple[str, str, Tensor, tuple[
 
 
 def _fitting(chosen: str, columns: int, *, is_embedding: bool) -> str:
-    """The chosen format where its blocks divide the row; embeddings get at least 8 bits, as every logit hangs on them."""
+    """The chosen format where its blocks divide the row; embeddings, on which all logits hang, get 8 bits for 4 or 5."""
     format = format_named("Q8_0" if is_embedding and chosen.startswith(("Q4", "Q5")) else chosen)
     if columns % format.block_size == 0:
         return format.name
