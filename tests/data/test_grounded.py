@@ -56,6 +56,7 @@ def sentences(text: str) -> list[str]:
         ("Wait... what? Yes... No.", ["Wait... what?", "Yes...", "No."]),
         ("First line\nsecond line. Third", ["First line", "second line.", "Third"]),
         ("So do I. Next.", ["So do I.", "Next."]),
+        ("Use the `x` API calls. Go.", ["Use the `x` API calls.", "Go."]),
         ("  spaced.   Out.  ", ["spaced.", "Out."]),
         ("", []),
     ],
@@ -122,7 +123,7 @@ def test_the_shape_of_a_sentence_tells_its_question(sentence: str, question: str
         "This is a string that proves who you are today.",  # pronoun
         "It is a fast server for asynchronous applications.",
         "To do this, call the `add_user` function with a name.",
-        "To delete them, call the `drop_all` function with a name.",
+        "To delete them from the server room, call the `drop_all` function with a name.",
         "Uvicorn is a fast server, as shown in the following list.",  # points elsewhere
         "In the next chapter you can restart the worker process by sending a signal.",
         "Uvicorn is a fast server for asynchronous applications:",  # not finished

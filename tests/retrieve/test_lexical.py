@@ -26,7 +26,7 @@ FASTAPI = Path(__file__).parents[3] / "shared" / "data" / "docs" / "fastapi"
 
 
 def chunk(text: str, *, title: str = "", heading: tuple[str, ...] = ()) -> Chunk:
-    return Chunk(chunk_id("d.md", heading, text, 0), "d.md", title, heading, text, 0, len(text))
+    return Chunk(chunk_id("d.md", heading, text=text, occurrence=0), "d.md", title, heading, text, 0, len(text))
 
 
 CORPUS = [

@@ -60,9 +60,7 @@ class GroundedExample:
 Distractors = Callable[[str, int], Sequence[Passage]]
 _CODE = re.compile(r"`[^`\n]+`")
 _STOP_OR_CODE = re.compile(r"`[^`\n]+`|[.!?…]+[\"'”’)\]]*(?=\s)|\n")
-_ABBREVIATIONS = (
-    "e.g i.e eg ie cf vs etc approx fig figs no nos vol sec ch pp mr mrs ms dr prof st jr inc ltd co".split()
-)
+_ABBREVIATIONS = "e.g i.e eg ie cf vs etc approx fig figs nos vol sec ch pp mr mrs ms dr prof st jr inc ltd".split()
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ class Chunk:
         return Passage(self.id, self.document, self.title, self.heading, self.text)
 
 
-def chunk_id(document: str, heading: tuple[str, ...], text: str, occurrence: int) -> str:
+def chunk_id(document: str, heading: tuple[str, ...], *, text: str, occurrence: int) -> str:
     """16 hex digits; ``occurrence`` counts equal texts under equal headings within one document."""
     fields = (document, *heading, text, str(occurrence))
     return hashlib.sha256("\0".join(f"{len(field)}:{field}" for field in fields).encode()).hexdigest()[:16]

@@ -53,7 +53,7 @@ def chunk_document(
             piece = text[left:right]
             occurrence = seen[heading, piece]
             seen[heading, piece] += 1
-            identity = chunk_id(document.path, heading, piece, occurrence)
+            identity = chunk_id(document.path, heading, text=piece, occurrence=occurrence)
             chunks.append(Chunk(identity, document.path, document.title, heading, piece, left, right))
     return tuple(chunks)
 
