@@ -26,7 +26,7 @@ class Event:
 EVENTS = [
     Event("read", 1, 1, "done", 0.4),
     Event("index", 1, 3, "a.md", 0.5),
-    Event("index", 3, 3, "c.md", 1.5),
+    Event("index", 2, 3, "c.md", 1.5),
     Event("index", 1, 1, "done", 1.6),
     Event("adapt", 2, 60, "step 2/60 [bold]", 10.0),
 ]

@@ -271,24 +271,25 @@ def test_a_state_refuses_to_trim_to_what_it_has_not(lengths: list[int]) -> None:
     assert state.lengths == [20, 20]
 
 
-@pytest.mark.parametrize("trimmed", [20, 15])
-def test_forks_never_see_each_other(model: Decoder, trimmed: int) -> None:
+@pytest.mark.parametrize("kept", [(20, 20), (20, 15), (15, 20)])
+def test_forks_never_see_each_other(model: Decoder, kept: tuple[int, int]) -> None:
     """Whatever is done to a fork, the original goes on as if it had none, and the other way round."""
     row, left, right = toys.tokens(1, 20), toys.tokens(1, 9, seed=1), toys.tokens(1, 9, seed=2)
     for writer_first in (True, False):
         _, state = run(model, row, model.init_state(1, 64), [])
         fork = state.fork()
-        fork.trim([trimmed])
-        order = [(state, left, 20), (fork, right, trimmed)]
-        for which, tail, kept in order if writer_first else reversed(order):
+        state.trim([kept[0]])
+        fork.trim([kept[1]])
+        order = [(state, left, kept[0]), (fork, right, kept[1])]
+        for which, tail, past in order if writer_first else reversed(order):
             got, _ = run(model, tail[:, :4], which, [1])
-            straight = torch.cat([row[:, :kept], tail], dim=1)
-            expected = logits_of(model, straight)[:, kept:]
+            straight = torch.cat([row[:, :past], tail], dim=1)
+            expected = logits_of(model, straight)[:, past:]
             torch.testing.assert_close(got, expected[:, :4], rtol=0, atol=TOLERANCE)
-        for which, tail, kept in order:  # and on, after both have written
+        for which, tail, past in order:  # and on, after both have written
             got, _ = run(model, tail[:, 4:], which, [])
-            straight = torch.cat([row[:, :kept], tail], dim=1)
-            torch.testing.assert_close(got, logits_of(model, straight)[:, kept + 4 :], rtol=0, atol=TOLERANCE)
+            straight = torch.cat([row[:, :past], tail], dim=1)
+            torch.testing.assert_close(got, logits_of(model, straight)[:, past + 4 :], rtol=0, atol=TOLERANCE)
 
 
 def test_select_and_join_keep_rows_whole(model: Decoder) -> None:

@@ -86,7 +86,7 @@ class _Build:
         answering = {"answer_tokens": settings.answer_tokens}
         before = self.stages.run("before", answering, lambda tell: self._measure(self.model(), held_out, tell))
         training = {"rank": settings.rank, "rate": settings.learning_rate, "steps": settings.steps,
-                    "tokens": settings.step_tokens}  # fmt: skip
+                    "tokens": [settings.step_tokens, settings.micro_tokens]}  # fmt: skip
         adapted = self.stages.run("adapt", training, lambda tell: self._adapt(train, tell))
         how = {"compression": settings.compression}
         compressed = self.stages.run("compress", how, lambda tell: self._compress(tell))
@@ -183,7 +183,7 @@ class _Build:
                 learning_rate=settings.learning_rate,
                 steps=settings.steps,
                 step_tokens=settings.step_tokens,
-                micro_tokens=settings.step_tokens,
+                micro_tokens=settings.micro_tokens,
                 seed=settings.seed,
             ),
             on_event=told,

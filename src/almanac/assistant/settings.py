@@ -22,6 +22,7 @@ class BuildSettings(Value):
     learning_rate: float = 1e-3
     steps: int = 40
     step_tokens: int = 1024
+    micro_tokens: int = 704  # of one forward pass, and the longest example: what memory must hold
     questions: int = 24  # held-out questions measured before and after
     answer_tokens: int = 96
     compression: str = "int8"  # or "keep": the base as it was packed, with the adapter beside it

@@ -14,6 +14,8 @@ from almanac.core.errors import NotFoundError, RequestError
 if TYPE_CHECKING:
     from almanac.evidence.runner import Result
 
+STALE = "the pages are not what the stored results say; running an experiment draws them anew"
+
 
 def evidence(
     name: str | None = None,
@@ -60,8 +62,7 @@ def evidence(
         if json:
             emit({"current": current})
         else:
-            stale = "the pages are not what the stored results say; running an experiment draws them anew"
-            line("the pages are current" if current else stale)
+            line("the pages are current" if current else STALE)
         return 0 if current else 1
     assert name is not None
     if name not in names:

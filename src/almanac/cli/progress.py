@@ -43,15 +43,15 @@ class Lines:
     def __call__(self, event: StageEvent) -> None:
         if self._last is not None and event.stage != self._last.stage:
             self.close()
-        if event.total > 1:
-            self._units = f" {event.done}/{event.total}"
+        self._units = units(event, self._units)
         self._last = event
 
     def close(self) -> None:
         """Writes the line of the stage that is open, if any."""
         if self._last is not None:
             event = self._last
-            note(f"{event.stage}:{self._units} {event.note} ({duration(event.seconds)})")
+            counted = f" {self._units}" if self._units else ""
+            note(f"{event.stage}:{counted} {event.note} ({duration(event.seconds)})")
         self._last, self._units = None, ""
 
 
@@ -62,20 +62,29 @@ class Bars:
         self.progress = progress
         self._task: TaskID | None = None
         self._stage = ""
+        self._units = ""
 
     def __call__(self, event: StageEvent) -> None:
         if self._task is None or event.stage != self._stage:
-            self._stage = event.stage
+            self._stage, self._units = event.stage, ""
             self._task = self.progress.add_task("", total=None, stage=event.stage, units="", pace="", note="")
-        closing = event.total <= 1 and event.done >= event.total
+        self._units = units(event, self._units)
         self.progress.update(
             self._task,
-            completed=1 if closing else event.done,
-            total=1 if closing else event.total,
+            completed=event.done,
+            total=event.total,
+            units=self._units,
             pace=pace(event) if event.total > 1 else duration(event.seconds),
             note=visible(event.note, sys.stderr),
-            **({"units": f"{event.done}/{event.total}"} if event.total > 1 else {}),
         )
+
+
+def units(event: StageEvent, before: str) -> str:
+    """What to show as done: ``3/24``; a stage ends with an event of one unit, which means all of those before."""
+    if event.total > 1:
+        return f"{event.done}/{event.total}"
+    total = before.rpartition("/")[2]
+    return f"{total}/{total}" if total and event.done >= event.total else before
 
 
 def pace(event: StageEvent) -> str:
