@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from almanac.assistant.settings import BuildSettings
+from almanac.core.errors import TrainingError
 
 FIGURES = {
     "before": {"assistant": {"answer_f1": {"mean": 0.25, "low": 0.1, "high": 0.4}, "exact_match": None}},
@@ -56,13 +58,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A build that reports two stages and writes its figures."""
-    heard = SimpleNamespace(docs=None, settings=None, interrupt=False)
+    heard = SimpleNamespace(docs=None, settings=None, interrupt=False, stopped_run=False, ctrl_c=False)
 
     def build(docs: Path, output: Path, *, settings: BuildSettings, report: Callable[[Any], None]) -> Path:
         heard.docs, heard.settings = docs, settings
         report(SimpleNamespace(stage="read", done=1, total=1, note="done", seconds=0.1))
         if heard.interrupt:
             raise KeyboardInterrupt
+        if heard.stopped_run:
+            before = signal.signal(signal.SIGINT, lambda number, frame: None)
+            if heard.ctrl_c:
+                signal.raise_signal(signal.SIGINT)
+            signal.signal(signal.SIGINT, before)
+            raise TrainingError("The run was stopped", remedy="Start it again.")
         report(SimpleNamespace(stage="adapt", done=60, total=60, note="done", seconds=3.0))
         output.mkdir()
         (output / "evaluations.json").write_text(json.dumps(FIGURES))
@@ -109,6 +117,16 @@ def test_a_stopped_build_says_that_it_goes_on(
     result = almanac("build", tmp_path, "--output", tmp_path / "out")
     assert result.code == 130
     assert "read: done" in result.err and "goes on where it was" in result.err
+
+
+@pytest.mark.parametrize(("ctrl_c", "code"), [(True, 130), (False, 1)])
+def test_a_run_that_took_ctrl_c_as_a_request_counts_as_interrupted(
+    almanac: Callable[..., Any], built: SimpleNamespace, tmp_path: Path, ctrl_c: bool, code: int
+) -> None:
+    built.stopped_run = True
+    built.ctrl_c = ctrl_c
+    result = almanac("build", tmp_path, "--output", tmp_path / "out")
+    assert result.code == code and ("goes on where it was" in result.err) is ctrl_c
 
 
 def test_an_answer_comes_with_its_sources_and_never_with_its_draft(

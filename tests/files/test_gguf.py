@@ -184,12 +184,14 @@ def test_our_own_round_trip_keeps_values_kinds_and_bytes(tmp_path: Path) -> None
         ({"a": True}, {"a": "uint8"}),
         ({"a": 1}, {"a": "bool"}),
         ({"a": 1}, {"a": "int128"}),
+        ({"a": 1}, {"a": "string"}),
         ({"a": "x"}, {"a": "array:string"}),
         ({"a": [[[[[1]]]]]}, {}),
         ({"": 1}, {}),
         ({"\ud800": 1}, {}),
         ({"a": "\ud800"}, {}),
         ({"general.alignment": 12}, {}),
+        ({"general.alignment": 0}, {}),
         ({"general.alignment": "32"}, {}),
     ],
 )
@@ -266,10 +268,13 @@ def test_one_wrong_thing_is_refused(tmp_path: Path, change: str) -> None:
         file.pairs.append(WRONG_PAIR[change])
     elif change in WRONG_ALIGNMENT:
         file.pairs[1] = ("general.alignment", *WRONG_ALIGNMENT[change])
+        declared = int.from_bytes(WRONG_ALIGNMENT[change][1], "little")
+        file.alignment = declared if 0 < declared < 100 else 32  # so that nothing else is wrong with the file
     else:
         place, fields = WRONG_TENSOR[change]
         file.tensors[place] = dataclasses.replace(file.tensors[place], **fields)
-    with pytest.raises(FileFormatError, match="not a sound GGUF file"):
+    reason = "appears twice" if "duplicate" in change else "alignment is" if "alignment" in change else ""
+    with pytest.raises(FileFormatError, match=f"not a sound GGUF file: .*{reason}"):
         read_bytes(tmp_path, file.build())
 
 
@@ -277,6 +282,12 @@ def test_a_string_that_runs_over_the_end_of_the_file_is_refused(tmp_path: Path) 
     cut = struct.pack("<IQQ", raw.STRING, 1, 100) + b"abc"
     with pytest.raises(FileFormatError, match="100 bytes long"):
         read_bytes(tmp_path, raw.RawFile(pairs=[("x", raw.ARRAY, cut)]).build())
+
+
+def test_a_count_is_compared_with_what_is_left_before_anything_is_read(tmp_path: Path) -> None:
+    pair = ("x", raw.ARRAY, array(raw.STRING, 1000, raw.text("a") * 9))
+    with pytest.raises(FileFormatError, match="declares 1000 strings and 81 bytes are left"):
+        read_bytes(tmp_path, raw.RawFile(pairs=[pair]).build())
 
 
 def test_more_strings_than_any_vocabulary_are_refused_before_they_are_made(tmp_path: Path) -> None:

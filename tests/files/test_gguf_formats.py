@@ -223,6 +223,11 @@ def test_what_a_block_cannot_hold_is_an_error(entry: Format) -> None:
         entry.dequantize(torch.zeros(entry.block_bytes + 1, dtype=torch.uint8))
     with pytest.raises(ShapeError):
         entry.dequantize(torch.zeros(entry.block_bytes))
+    for scalar in (torch.zeros((), dtype=torch.uint8), torch.zeros(())):
+        with pytest.raises(ShapeError):
+            entry.dequantize(scalar)
+        with pytest.raises(ShapeError):
+            entry.quantize(scalar)
 
 
 def test_half_overflow_of_finite_values_is_an_error() -> None:

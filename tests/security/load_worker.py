@@ -5,6 +5,7 @@ python load_worker.py CASES.json REPORT.json OUTSIDE SOUND...
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import sysconfig
@@ -33,8 +34,9 @@ class Watch:
         self.children = 0
         self.outside, self.root = str(outside.resolve()), str(root.resolve())
         paths = sysconfig.get_paths()
+        libraries = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
         # where imports look: the libraries and whatever was on the path before anything was loaded
-        self.trusted = tuple({*(paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")), *sys.path})
+        self.trusted = tuple({*libraries, *filter(None, sys.path)})
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -55,7 +57,9 @@ class Watch:
         if event in ("exec", "compile"):
             code = arguments[0]
             name = arguments[1] if event == "compile" else getattr(code, "co_filename", "?")
-            return "" if self._is_ours(str(name)) else f"{name}: {str(code)[:100]}"
+            made_by = sys._getframe(2).f_code.co_filename  # dataclasses write their methods as text
+            generated = name == "<string>" and made_by == dataclasses.__file__
+            return "" if generated or self._is_ours(str(name)) else f"{name}: {str(code)[:100]}"
         if event == "open":
             return self._opened(*arguments)
         return ""

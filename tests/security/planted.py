@@ -60,7 +60,7 @@ def payloads(canary: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
     by_exec = b"cbuiltins\nexec\n(S'open(\"" + os.fsencode(canary) + b'", "w")\'\ntR.'
     by_pip = b"cpip\nmain\n(lS'install'\natR."
     by_setitem = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00(t(ttR(X\x01\x00\x00\x00aK\x01u."
-    found = {
+    return {
         "pickle 0": ((16, 20), old), "pickle 2": ((16, 20), two), "pickle 4": ((16, 20), new),
         "pickle 5": ((16, 20), b"\x80\x05" + new[2:]), "pickle by exec": ((20,), by_exec),
         "pickle by getattr": ((20,), by_getattr), "pickle by pip": ((20,), by_pip),
@@ -84,7 +84,6 @@ def payloads(canary: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
         "safetensors with a pickle for a header": ((18, 20), len(two).to_bytes(8, "little") + two),
         "safetensors with reserved words": ((58,), safetensors_bytes({"__metadata__": {"lc": 1, "type": "constructor"}})),
     }  # fmt: skip
-    return found
 
 
 def _zip(members: dict[str, bytes]) -> bytes:

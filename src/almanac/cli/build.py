@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 
+from almanac.cli.interrupts import noticing_ctrl_c
 from almanac.cli.options import Json
 from almanac.cli.printing import emit, line, table
 from almanac.cli.progress import reporting
+from almanac.core.errors import TrainingError
 
 STOPPED = "Run the same command again; the build goes on where it was."
 
@@ -49,12 +51,16 @@ def build(
 
     given: dict[str, Any] = {"model": model, "steps": steps}
     settings = BuildSettings(seed=seed, **{name: value for name, value in given.items() if value is not None})
-    try:
-        with reporting(in_json=json) as report:
-            built(docs, output, settings=settings, report=report)
-    except KeyboardInterrupt as stop:
-        stop.add_note(STOPPED)
-        raise
+    with noticing_ctrl_c() as pressed:
+        try:
+            with reporting(in_json=json) as report:
+                built(docs, output, settings=settings, report=report)
+        except (KeyboardInterrupt, TrainingError) as error:
+            if isinstance(error, TrainingError) and not pressed():
+                raise
+            stop = KeyboardInterrupt()
+            stop.add_note(STOPPED)
+            raise stop from error
     evaluations = read_json(output / "evaluations.json")
     figures = _figures(evaluations)
     if json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import os
 import pkgutil
 import platform
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 import almanac.evidence
-from almanac.core.errors import FileFormatError, NotFoundError
+from almanac.core.errors import AlmanacError, FileFormatError, NotFoundError
 from almanac.evidence.card import Card
 from almanac.files.store import write_atomic, write_json
 from almanac.files.strict_json import read_json
@@ -76,7 +77,7 @@ def run(name: str, *, profile: str = "quick", seed: int = 0, folder: Path | None
     card: Card = module.CARD
     started = time.monotonic()
     found: Measurement = module.measure(profile, seed, None)
-    killed = {mutant: not module.measure(profile, seed, mutant).holds for mutant in card.mutants}
+    killed = {mutant: kills(module, mutant, profile=profile, seed=seed) for mutant in card.mutants}
     result = Result(
         name=name,
         verdict=REPRODUCED if found.holds and all(killed.values()) else NOT_REPRODUCED,
@@ -98,6 +99,14 @@ def run(name: str, *, profile: str = "quick", seed: int = 0, folder: Path | None
     return result
 
 
+def kills(module: ModuleType, mutant: str, *, profile: str, seed: int) -> bool:
+    """Whether an experiment notices a mutant: its figure no longer holds, or the broken code refuses to go on."""
+    try:
+        return not module.measure(profile, seed, mutant).holds
+    except AlmanacError:
+        return True
+
+
 def experiment(name: str) -> ModuleType:
     """The module of an experiment. Raises NotFoundError."""
     if name not in names():
@@ -108,8 +117,10 @@ def experiment(name: str) -> ModuleType:
 
 
 def machine() -> str:
-    """The machine in words that name nobody: system, processor family, threads, torch."""
-    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    """The machine in words that name nobody: system, processor family and its instructions, cores, threads, torch."""
+    processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{platform.system()} {processor}, {cores}, torch {torch.__version__}"
 
 
 def render(check: bool = False, *, folder: Path = FOLDER) -> bool:
@@ -124,10 +135,18 @@ def render(check: bool = False, *, folder: Path = FOLDER) -> bool:
 
 
 def _stored(path: Path) -> dict[str, Any]:
+    """A stored result; INVALID if its card is another now, or if what it counted does not bear its verdict out."""
     found = read_json(path)
-    if not isinstance(found, dict):
-        raise FileFormatError(f"{path} is no result", remedy="Run the experiment again.")
-    if found["card"] != experiment(path.stem).CARD.digest():
+    kinds = {"value": float, "threshold": float, "seconds": float, "details": dict, "mutants": dict}
+    fields = Result.__dataclass_fields__
+    if not isinstance(found, dict) or set(found) != set(fields) or found["name"] != path.stem:
+        raise FileFormatError(f"{path} is no result of {path.stem}", remedy="Run the experiment again.")
+    if wrong := [name for name in fields if not isinstance(found[name], kinds.get(name, str | int))]:
+        raise FileFormatError(f"{path} has no valid {wrong[0]}", remedy="Run the experiment again.")
+    card: Card = experiment(path.stem).CARD
+    is_current = (found["card"], found["threshold"]) == (card.digest(), card.threshold)
+    bears_out = found["value"] <= card.threshold and found["mutants"] == dict.fromkeys(card.mutants, True)
+    if not is_current or (found["verdict"] == REPRODUCED and not bears_out):
         found["verdict"] = INVALID
     return found
 
