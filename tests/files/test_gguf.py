@@ -206,6 +206,7 @@ def test_metadata_that_cannot_be_written(tmp_path: Path, metadata: dict[str, obj
     [
         (("Q4_0", torch.zeros(2, 33), (2, 33)), ShapeError),
         (("F32", torch.zeros(2, 3), (2, 4)), ShapeError),
+        (("F32", torch.zeros(2, 3), (-2, -3)), ShapeError),
         (("F32", torch.zeros(6, dtype=torch.int32), (6,)), ShapeError),
         (("Q4_0", torch.zeros(17, dtype=torch.uint8), (32,)), ShapeError),
         (("F32", torch.zeros(()), ()), ShapeError),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from almanac.core.errors import FileFormatError, NotFoundError, UnsupportedError
+from almanac.files import mapped
 from almanac.files.safetensors import DTYPES, open_safetensors, read_header, write_safetensors
 
 
@@ -194,6 +196,13 @@ def test_absent_empty_and_folder(tmp_path: Path) -> None:
         (tmp_path / "empty.safetensors").write_bytes(b"")
         with pytest.raises(FileFormatError):
             read(tmp_path / "empty.safetensors")
+
+
+def test_a_machine_with_the_other_byte_order_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [path] = write_safetensors(tmp_path / "a.safetensors", {"a": torch.ones(1)})
+    monkeypatch.setattr(mapped, "sys", SimpleNamespace(byteorder="big"))
+    with pytest.raises(UnsupportedError, match="little"):
+        open_safetensors(path)
 
 
 def test_a_bool_is_zero_or_one(tmp_path: Path) -> None:
