@@ -10,6 +10,9 @@ import torch
 import toys
 from generate.scripted import LETTERS, Chain, Letters, alphabet
 
+from almanac.adapt.lora import Lora
+from almanac.compress.quantize.blocks import Blocks
+from almanac.compress.quantize.int8 import Int8
 from almanac.core.errors import RequestError
 from almanac.generate.engine import Engine, Event, Handle, Request, run_all
 from almanac.generate.sampling import Sampling, sampling
@@ -81,6 +84,13 @@ def test_random_company_never_changes_a_sequence(model: Decoder, seed: int) -> N
     for handle, request in zip(handles, requests, strict=True):
         assert handle.new_tokens == slow_reference(model, request)
         assert [event.token for event in handle] == handle.new_tokens
+
+
+def test_quantized_and_adapted_models_are_served_alike() -> None:
+    model = toys.toy("mistral", Blocks(format="Q4_1"), Int8(targets="embed"), Lora(rank=2))
+    requests = random_requests(random.Random(9), 10)
+    got = run_all(Engine(model, max_rows=4, prefill_chunk=6), requests)
+    assert got == [slow_reference(model, request) for request in requests]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 19, 20, 21, 512])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from almanac.core.errors import UnsupportedError
 from almanac.files.safetensors import write_safetensors
 from almanac.files.store import sync_folder, write_atomic, write_json
 from almanac.language_model.load import MANIFEST, MANIFEST_VERSION, load_folder
@@ -30,7 +31,12 @@ def save(lm: LanguageModel, folder: Path) -> Path:
 
     Raises:
         ParityError: what was read back is not the model; nothing is left behind and an older folder stays.
+        UnsupportedError: something that is no model folder lies there; it would be lost.
     """
+    if folder.exists() and not (folder / MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UnsupportedError(
+            f"{folder} exists and is no model folder of almanac", remedy="Name another place, or remove it yourself."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
