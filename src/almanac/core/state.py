@@ -100,7 +100,7 @@ class StackState(State):
     def select(self, rows: Sequence[int]) -> StackState:
         return StackState([layer.select(rows) for layer in self.layers])
 
-    def join(self, others: Sequence[Self]) -> StackState:
+    def join(self, others: Sequence[StackState]) -> StackState:  # pyright: ignore[reportIncompatibleMethodOverride]
         columns = [[other.layers[index] for other in others] for index in range(len(self.layers))]
         return StackState([layer.join(column) for layer, column in zip(self.layers, columns, strict=True)])
 
