@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from almanac.core.errors import FileFormatError, NotFoundError, UnsupportedError
 from almanac.files import mapped
-from almanac.files.safetensors import DTYPES, open_safetensors, read_header, write_safetensors
+from almanac.files.safetensors import DTYPES, open_safetensors, read_header, write_safetensors, writing
 
 
 def raw(tensor: Tensor) -> bytes:
@@ -179,10 +180,17 @@ def test_what_cannot_be_written_leaves_the_old_file(
     write_safetensors(path, {"old": torch.ones(1)})
     with pytest.raises(error):
         write_safetensors(path, tensors)
-    with pytest.raises(FileFormatError):
+    with pytest.raises(FileFormatError, match="text to text"):
         write_safetensors(path, {"a": torch.ones(1)}, metadata={"epoch": 3})  # type: ignore[dict-item]
     assert list(open_safetensors(path)) == ["old"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_header_over_the_limit_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "MAX_HEADER_BYTES", 128)
+    with pytest.raises(FileFormatError, match="over the limit"):
+        write_safetensors(tmp_path / "a.safetensors", {"n" * 100: torch.ones(1)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_absent_empty_and_folder(tmp_path: Path) -> None:
@@ -196,6 +204,45 @@ def test_absent_empty_and_folder(tmp_path: Path) -> None:
         (tmp_path / "empty.safetensors").write_bytes(b"")
         with pytest.raises(FileFormatError):
             read(tmp_path / "empty.safetensors")
+
+
+ENTRY = '{"a": {"dtype": "%s", "shape": [%s], "data_offsets": [%s]}}'
+
+
+@pytest.mark.parametrize(
+    ("declared", "text", "reason"),
+    [
+        (None, "", "needs at least 10"),
+        (10**8 + 1, "{}", "over the limit"),
+        (1, "{}", "a header of 1 bytes"),
+        (10**8, "{}", "has 10 in all"),
+        (2, "[]", "does not begin with a JSON object"),
+        (3, " {}", "does not begin with a JSON object"),
+        (None, ENTRY % ("U8", 4, "4, 0"), "not a start and an end"),
+        (None, ENTRY % ("U8", 4, "0, 4, 4"), "not a start and an end"),
+        (None, ENTRY % ("U8", 4, "0, 3"), "needs 4 bytes and declares 3"),
+        (None, ENTRY % ("U8", 2**63, "0, 0"), "not a list of at most 64 whole numbers"),
+        (None, ENTRY % ("U8", "4294967296, 2147483648", "0, 0"), "overflows"),
+        (None, ENTRY % ("U7", 4, "0, 4"), "unknown dtype 'U7'"),
+        (None, ENTRY % ("U8", 0, "1, 1"), "leaves a hole"),
+        (None, ENTRY % ("U8", 4, "0, 4"), "cover 4 bytes and the file holds 0"),
+    ],
+)
+def test_each_fault_is_called_by_its_name(tmp_path: Path, declared: int | None, text: str, reason: str) -> None:
+    path = tmp_path / "a.safetensors"
+    length = len(text) if declared is None else declared
+    path.write_bytes(length.to_bytes(8, "little")[: 8 if text else 7] + text.encode())
+    if reason == "over the limit":
+        os.truncate(path, 2 * 10**8)  # sparse: long enough for the header that it declares
+    for read in (open_safetensors, read_header):
+        with pytest.raises(FileFormatError, match=reason):
+            read(path)
+
+
+def test_elements_smaller_than_a_byte_are_known_and_not_offered(tmp_path: Path) -> None:
+    build(tmp_path / "a.safetensors", (ENTRY % ("F4", 2, "0, 1")).encode(), b"a")
+    with pytest.raises(UnsupportedError, match="F4"):
+        open_safetensors(tmp_path / "a.safetensors")
 
 
 def test_a_machine_with_the_other_byte_order_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

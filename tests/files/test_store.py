@@ -217,6 +217,18 @@ def test_safe_member_gives_paths_inside(tmp_path: Path) -> None:
         assert safe_member(tmp_path, name) == tmp_path / name
 
 
+WRONG_NAMES = ["", "/x", "~", "~root", "..", "../x", "a/../../x", ".", "./x", "a//x", "x/", "x.", "x ", " x", "a/x./b"]
+WRONG_NAMES += ["a" * 256, "é" * 128, "a/" * 2100 + "x", "a\\b", "C:", "C:x", "x:stream", "x*", "x?", "<x", "x>", "x|y"]
+WRONG_NAMES += ['"x"', "nul", "sub/COM1.txt", "aux .x", ".lock", "sub/.lock", ".almanac-7.partial", "x\0", "x\x7f"]
+WRONG_NAMES += ["x\u200b", "\ud800", "．．", "x／y", "℀", "ｎｕｌ", "x：y", "x\u2028", "\ufeffx", "x\ufdd0"]
+
+
+@pytest.mark.parametrize("name", WRONG_NAMES, ids=lambda name: ascii(name)[:30])
+def test_safe_member_refuses_names_that_mean_more_than_a_place_inside(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnsafeFileError):
+        safe_member(tmp_path, name)
+
+
 def test_safe_member_refuses_what_leaves_or_is_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
