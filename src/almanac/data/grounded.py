@@ -32,13 +32,18 @@ ABOUT = "What do the documents say about"
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """A piece of a document. ``document`` is its path, ``heading`` the path of headings above the text."""
+    """A piece of a document. ``document`` is its path, ``heading`` the path of headings above the text.
+
+    ``page`` counts from 1 where the format has pages; ``start`` is where ``text`` begins in the document's text.
+    """
 
     id: str
     document: str
     title: str
     heading: tuple[str, ...]
     text: str
+    page: int | None = None
+    start: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,10 +22,11 @@ class Chunk:
     text: str
     start: int
     end: int
+    page: int | None = None  # of its first character, from 1; None where the format has no pages
 
     def as_passage(self) -> Passage:
         """The same piece as the question maker knows it."""
-        return Passage(self.id, self.document, self.title, self.heading, self.text)
+        return Passage(self.id, self.document, self.title, self.heading, self.text, self.page, self.start)
 
 
 def chunk_id(document: str, heading: tuple[str, ...], *, text: str, occurrence: int) -> str:

@@ -9,6 +9,7 @@ Every block passes `clean` on its way in, so no reader, present or future, can l
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import re
 import unicodedata
@@ -54,17 +55,27 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One readable file: ``path`` is relative to the folder read, with ``/``; ``digest`` is SHA-256 of its bytes."""
+    """One readable file: ``path`` is relative to the folder read, with ``/``; ``digest`` is SHA-256 of its bytes.
+
+    ``pages`` are the offsets in ``text`` at which page 1, 2, ... begin, empty where the format has no pages. ``origin``
+    is the archive that a member came out of, else empty.
+    """
 
     path: str
     title: str
     sections: tuple[Section, ...]
     digest: str
+    pages: tuple[int, ...] = ()
+    origin: str = ""
 
     @property
     def text(self) -> str:
         """The plain text that all offsets count in."""
         return SEPARATOR.join(section.text for section in self.sections if section.text)
+
+    def page_at(self, offset: int) -> int | None:
+        """The page (from 1) that holds the character at ``offset``; None where the format has no pages."""
+        return max(1, bisect.bisect_right(self.pages, offset)) if self.pages else None
 
 
 @dataclasses.dataclass(frozen=True)
