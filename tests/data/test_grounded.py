@@ -18,9 +18,9 @@ from almanac.data.grounded import (
     GroundedExample,
     Passage,
     make_grounded,
-    sentence_spans,
     split_by_document,
 )
+from almanac.data.sentences import sentence_spans
 from almanac.retrieve.chunk.headings import chunk_document
 from almanac.retrieve.lexical import LexicalIndex
 from almanac.retrieve.read.folder import read_folder

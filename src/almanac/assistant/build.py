@@ -1,35 +1,41 @@
 """``almanac build DOCS``: a folder of documents becomes an assistant that its owner keeps.
 
-Stages: read, index, examples, before, adapt, compress, after, card. Each is keyed by its inputs and settings, so a build
-that was stopped goes on where it was.
+Stages: read, index, examples, before, starter, adapt, compress, after, card. Each is keyed by its inputs and settings, so
+a build that was stopped goes on where it was; the index and the training run go on within their stage.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from almanac.adapt.lora import Lora
 from almanac.align.supervised import Example, finetune
-from almanac.assistant import card, measure
-from almanac.assistant.ask import INDEX, MODEL, SETTINGS, Assistant
+from almanac.assistant import card, measure, report, starter
+from almanac.assistant.ask import CONFIDENCE, INDEX, MODEL, SETTINGS, Assistant
+from almanac.assistant.indexing import Indexing
 from almanac.assistant.prompt import messages
 from almanac.assistant.settings import BuildSettings
 from almanac.assistant.stages import Report, StageEvent, StageReport, Stages, Summary
 from almanac.compress.quantize.int8 import Int8
 from almanac.core.errors import NotFoundError, UnsupportedError
+from almanac.core.technique import Technique
 from almanac.data.grounded import GroundedExample, make_grounded, split_by_document
 from almanac.files.store import Lock, write_json
+from almanac.files.strict_json import read_json
+from almanac.language_model.encoder import TextEncoder, load_encoder
 from almanac.language_model.load import load
 from almanac.language_model.model import LanguageModel
-from almanac.retrieve.chunk.headings import chunk_document
+from almanac.retrieve.clean import Policy
+from almanac.retrieve.index.store import DocumentIndex
 from almanac.retrieve.lexical import LexicalIndex
-from almanac.retrieve.read.folder import ReadResult, read_folder
 from almanac.train.events.progress import Progress, Reading
 from almanac.train.settings import TrainSettings
+from almanac.trust.energy import EnergyMeter
+from almanac.verify.forecast import peak_bytes
 
 WORK = ".build"
 MIN_PASSAGES = 8
@@ -45,17 +51,19 @@ def build(
 ) -> Path:
     """Builds an assistant folder from a folder of documents; returns it.
 
-    Writes ``model/`` (with its certificate), ``index/``, ``settings.json``, ``evaluations.json``, ``provenance.json`` and
-    ``card.md``. Figures are measured on documents that were set aside before anything else was made from them.
+    Writes ``model/`` (with its certificate), ``index/``, ``settings.json``, ``evaluations.json``, ``provenance.json``,
+    ``card.md`` and ``report.html``. Figures are measured on documents that were set aside before anything else was made
+    from them.
 
     Raises:
         NotFoundError: no documents, or too few to train and to measure on.
-        LockedError: another build writes there. UnsupportedError: unknown compression.
+        LockedError: another build writes there. UnsupportedError: unknown compression or policy.
         PreflightError: the run could not have learned.
     """
     chosen = settings or BuildSettings()
     if chosen.compression not in COMPRESSIONS:
         raise UnsupportedError(f"Compression {chosen.compression!r}", remedy=f"Choose from {', '.join(COMPRESSIONS)}.")
+    Policy(pii=chosen.policy)  # refuses an unknown policy before anything is done
     target = Path(output)
     (target / WORK).mkdir(parents=True, exist_ok=True)
     with Lock(target / WORK):
@@ -69,74 +77,92 @@ class _Build:
         self.docs, self.output, self.settings, self.report = docs, output, settings, report
         self.stages = Stages(output / WORK, report)
         self._lm: LanguageModel | None = None
+        self._started = False  # whether the model in hand carries the starter
+        self._encoder: TextEncoder | None = None
 
     def run(self) -> Path:
         settings, started = self.settings, time.time()
-        read = read_folder(self.docs)
-        digests = {document.path: document.digest for document in read.documents}
-        self.stages.run("read", {"documents": digests}, lambda tell: _told(read))
-        chunking = {"model": settings.model, "chunk": settings.chunk_tokens, "overlap": settings.overlap_tokens}
-        indexed = self.stages.run("index", chunking, lambda tell: self._index(read, tell))
+        indexing = Indexing(self.docs, self.output, settings, self._told("read"))
+        read = self.stages.run("read", indexing.key(), lambda tell: indexing.read(tell))
+        chunking = {"encoder": settings.encoder, "chunk": settings.chunk_tokens, "overlap": settings.overlap_tokens}
+        indexed = self.stages.run("index", chunking, self._index(indexing))
         train, held_out = self._examples()
         making = {
             "held_out": settings.held_out, "per_passage": settings.per_passage, "shown": settings.shown,
             "unanswerable": settings.unanswerable, "seed": settings.seed, "questions": settings.questions,
+            "index": {entry.path: entry.digest for entry in self._open_index().documents},
         }  # fmt: skip
         made = self.stages.run("examples", making, lambda tell: {"train": len(train), "held_out": len(held_out)})
-        answering = {"answer_tokens": settings.answer_tokens}
-        before = self.stages.run("before", answering, lambda tell: self._measure(self.model(), held_out, tell))
+        answering = {"model": settings.model, "answer_tokens": settings.answer_tokens}
+        before = self.stages.run("before", answering, lambda tell: self._measure(self._base(), held_out, tell))
+        begun = self.stages.run("starter", {"on": settings.starter}, lambda tell: self._measure_starter(held_out, tell))
         training = {"rank": settings.rank, "rate": settings.learning_rate, "steps": settings.steps,
                     "tokens": [settings.step_tokens, settings.micro_tokens]}  # fmt: skip
         adapted = self.stages.run("adapt", training, lambda tell: self._adapt(train, tell))
-        how = {"compression": settings.compression}
+        how = {"compression": settings.compression, "gguf": settings.gguf}
         compressed = self.stages.run("compress", how, lambda tell: self._compress(tell))
-        after = self.stages.run("after", {}, lambda tell: self._measure(load(self.output / MODEL), held_out, tell))
+        after = self.stages.run("after", {}, lambda tell: self._measure_after(held_out, tell))
         write_json(self.output / SETTINGS, settings.to_dict())
-        evaluations = {"before": before, "after": after}
+        evaluations = {"before": before, "starter": begun or None, "after": after}
         write_json(self.output / "evaluations.json", evaluations)
         provenance = {
-            "documents": digests, "skipped": read.skipped, "settings": settings.to_dict(), "index": indexed,
-            "examples": made, "adapt": adapted, "compress": compressed, "stage_seconds": self.stages.seconds,
+            "documents": read["documents"], "skipped": read["skipped"], "notes": read["notes"],
+            "cleaning": read["cleaning"], "settings": settings.to_dict(), "index": indexed, "examples": made,
+            "adapt": adapted, "compress": compressed, "stage_seconds": self.stages.seconds,
         }  # fmt: skip
-        write_json(self.output / "provenance.json", _plain(provenance))
-        card.write(self.output / "card.md", _plain(provenance), evaluations)
+        write_json(self.output / "provenance.json", provenance)
+        card.write(self.output / "card.md", provenance, evaluations)
+        report.write(self.output / "report.html", self.output.resolve().name, provenance, evaluations)
         self.report(StageEvent("card", 1, 1, str(self.output), time.time() - started))
         return self.output
 
-    def model(self) -> LanguageModel:
-        """The base model, loaded once."""
-        if self._lm is None:
-            told = StageReport("model", self.report)
-            self._lm = load(self.settings.model, report=lambda line: told.tell(0, 1, line))
+    def _told(self, stage: str) -> StageReport:
+        return StageReport(stage, self.report)
+
+    def _base(self) -> LanguageModel:
+        """The base model as it came, loaded once."""
+        if self._lm is None or self._started:
+            told = self._told("model")
+            self._lm, self._started = load(self.settings.model, report=lambda line: told.tell(0, 1, line)), False
         return self._lm
 
-    def _index(self, read: ReadResult, tell: StageReport) -> Summary:
-        count = self._counter()
-        chunks = []
-        for done, document in enumerate(read.documents, start=1):
-            chunks += chunk_document(
-                document,
-                count_tokens=count,
-                max_tokens=self.settings.chunk_tokens,
-                overlap_tokens=self.settings.overlap_tokens,
-            )
-            tell.tell(done, len(read.documents), document.path)
-        if len(chunks) < MIN_PASSAGES:
-            raise NotFoundError(
-                f"The documents hold only {len(chunks)} passages",
-                remedy=f"Add documents; {MIN_PASSAGES} are the least.",
-            )
-        LexicalIndex.build(chunks).save(self.output / INDEX)
-        return {"passages": len(chunks), "documents": len(read.documents), "skipped": len(read.skipped)}
+    def _with_starter(self) -> tuple[LanguageModel, starter.Starter | None]:
+        """The model that training begins with, and the starter on it, if there is one."""
+        lm = self._base() if not self._started else self._lm
+        assert lm is not None
+        found = starter.find(lm) if self.settings.starter else None
+        if found is not None and not self._started:
+            found.attach(lm)
+            self._started = True
+        return lm, found
 
-    def _counter(self) -> Callable[[str], int]:
-        tokenizer = self.model().tokenizer
-        return lambda text: len(tokenizer.encode(text, add_special_tokens=False, allow_special=False))
+    def _open_encoder(self) -> TextEncoder | None:
+        if self._encoder is None and self.settings.encoder:
+            told = self._told("encoder")
+            self._encoder = load_encoder(self.settings.encoder, report=lambda line: told.tell(0, 1, line))
+        return self._encoder
+
+    def _open_index(self) -> DocumentIndex:
+        return DocumentIndex.open(self.output / INDEX, embedder=self._open_encoder())
+
+    def _index(self, indexing: Indexing) -> Any:
+        """The index stage. Its work needs the tokenizer of the model that will read the passages."""
+
+        def work(tell: StageReport) -> Summary:
+            summary = indexing.index(self._base().tokenizer, self._open_encoder(), tell)
+            if summary["passages"] < MIN_PASSAGES:
+                raise NotFoundError(
+                    f"The documents hold only {summary['passages']} passages",
+                    remedy=f"Add documents; {MIN_PASSAGES} are the least.",
+                )
+            return summary
+
+        return work
 
     def _examples(self) -> tuple[list[GroundedExample], list[GroundedExample]]:
         """Training and held-out examples, from documents that were separated first."""
         settings = self.settings
-        chunks = LexicalIndex.load(self.output / INDEX).chunks
+        chunks = self._open_index().chunks
         passages = [chunk.as_passage() for chunk in chunks]
         made: list[list[GroundedExample]] = []
         for seed, part in enumerate(split_by_document(passages, held_out=settings.held_out, seed=settings.seed)):
@@ -163,22 +189,40 @@ class _Build:
             )
         return made[0], _thinned(made[1], settings.questions)
 
-    def _measure(self, lm: LanguageModel, examples: list[GroundedExample], tell: StageReport) -> Summary:
-        assistant = Assistant(lm, LexicalIndex.load(self.output / INDEX), self.settings)
+    def _measure(
+        self,
+        lm: LanguageModel,
+        examples: list[GroundedExample],
+        tell: StageReport,
+        begun: starter.Starter | None = None,
+    ) -> Summary:
+        assistant = Assistant(
+            lm, self._open_index(), self.settings, self._open_encoder(), begun.confidence if begun else None
+        )
         figures = measure.measure_reading(assistant, examples, lambda done, total: tell.tell(done, total, "questions"))
         return figures | {"retrieval": measure.measure_retrieval(assistant, examples)}
 
+    def _measure_starter(self, examples: list[GroundedExample], tell: StageReport) -> Summary:
+        lm, found = self._with_starter()
+        return self._measure(lm, examples, tell, found) if found is not None else {}
+
+    def _measure_after(self, examples: list[GroundedExample], tell: StageReport) -> Summary:
+        found = starter.find(self._base()) if self.settings.starter else None
+        return self._measure(load(self.output / MODEL), examples, tell, found)
+
     def _adapt(self, examples: list[GroundedExample], tell: StageReport) -> Summary:
-        settings, lm = self.settings, self.model()
-        told = Progress(lambda reading: _tell_training(tell, reading))
+        settings, meter = self.settings, EnergyMeter()
+        lm, found = self._with_starter()
         dialogues: list[Example] = [
             [*messages(example.question, example.passages), {"role": "assistant", "content": example.answer}]
             for example in examples
         ]
+        plan: tuple[Technique, ...] = () if found else (Lora(rank=settings.rank, seed=settings.seed),)
+        folder = self._run_folder()
         trained = finetune(
             lm,
             dialogues,
-            plan=(Lora(rank=settings.rank, seed=settings.seed),),
+            plan=plan,
             settings=TrainSettings(
                 learning_rate=settings.learning_rate,
                 steps=settings.steps,
@@ -186,11 +230,20 @@ class _Build:
                 micro_tokens=settings.micro_tokens,
                 seed=settings.seed,
             ),
-            on_event=told,
-            run_folder=self._run_folder(),
+            on_event=Progress(lambda reading: _tell_training(tell, reading)),
+            run_folder=folder,
         )
         trained.save(self.output / WORK / "adapted")
-        return {"examples": len(examples), "steps": settings.steps, "parameters": trained.num_parameters}
+        if found is not None and found.confidence is not None:
+            write_json(self.output / CONFIDENCE, found.confidence.to_dict())
+        run = read_json(folder / "run.json")
+        assert isinstance(run, dict)
+        return {
+            "examples": len(examples), "steps": settings.steps, "parameters": trained.num_parameters,
+            "starter": found.manifest["name"] if found else None, "forecast": run.get("forecast"),
+            "measured": run.get("measured"), "preflight": run.get("preflight"), "energy": meter.read().to_dict(),
+            "losses": _losses(folder / "metrics.jsonl"), "peak_bytes": peak_bytes(),
+        }  # fmt: skip
 
     def _run_folder(self) -> Path:
         """The training run of this stage's key: continued if it is there; runs on other data or settings are removed."""
@@ -202,6 +255,7 @@ class _Build:
         return mine
 
     def _compress(self, tell: StageReport) -> Summary:
+        self._lm = None
         lm = load(self.output / WORK / "adapted")
         if self.settings.compression == "int8":
             tell.tell(0, 3, "folding the adapter")
@@ -210,12 +264,13 @@ class _Build:
             lm.quantize(Int8())
         tell.tell(2, 3, "saving and verifying")
         lm.save(self.output / MODEL)
-        self._lm = None
-        return {"bytes": lm.nbytes, "parity": lm.provenance.get("parity", [])}
-
-
-def _told(read: ReadResult) -> Summary:
-    return {"documents": len(read.documents), "skipped": [list(item) for item in read.skipped]}
+        summary: Summary = {"bytes": lm.nbytes, "parity": lm.provenance.get("parity", []), "gguf": None}
+        if self.settings.gguf:
+            path = lm.export(
+                self.output / f"model-{self.settings.gguf}.gguf", format="gguf", quantization=self.settings.gguf
+            )
+            summary["gguf"] = path.name
+        return summary
 
 
 def _tell_training(tell: StageReport, reading: Reading) -> None:
@@ -229,10 +284,7 @@ def _thinned(examples: list[GroundedExample], count: int) -> list[GroundedExampl
     return [examples[index * len(examples) // count] for index in range(count)]
 
 
-def _plain(value: Any) -> Any:
-    """Tuples and dataclasses as JSON has them."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def _losses(path: Path) -> list[list[float]]:
+    """(step, loss) pairs of a run, as its log has them."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [[row["step"], row["loss"]] for row in rows if row.get("loss") is not None and "step" in row]

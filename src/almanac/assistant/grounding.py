@@ -10,8 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-from almanac.data.grounded import REFUSAL, Passage, sentence_spans
+from almanac.data.grounded import REFUSAL, Passage
+from almanac.data.sentences import sentence_spans
 from almanac.retrieve.metrics import cited
 from almanac.retrieve.terms import terms
 
@@ -25,15 +27,25 @@ _MARKS = re.compile(r"\s*\[\d{1,3}(?:\s?[,;]\s?\d{1,3})*\]")
 
 @dataclass(frozen=True)
 class Citation:
-    """Where an answer stands: ``quote`` is verbatim, ``start`` and ``end`` its characters in the passage's text."""
+    """Where an answer stands: ``quote`` is verbatim, ``start`` and ``end`` its characters in the document's text."""
 
     number: int
     document: str
+    title: str
     heading: tuple[str, ...]
+    page: int | None
     quote: str
     start: int
     end: int
     support: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the API and ``--json`` show it."""
+        return {
+            "number": self.number, "document": self.document, "title": self.title, "heading": list(self.heading),
+            "page": self.page, "quote": self.quote, "start": self.start, "end": self.end,
+            "score": round(self.support, 4),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class Grounded:
     reason: str = ""
 
 
-def ground(answer: str, question: str, passages: Sequence[Passage]) -> Grounded:
+def ground(answer: str, question: str, passages: Sequence[Passage], *, relevant: float = RELEVANT) -> Grounded:
     """Holds an answer against its passages: cites what bears it out, or declines.
 
     A passage that the model cited counts if it bears the answer out; otherwise the one that does so best is cited
@@ -56,11 +68,8 @@ def ground(answer: str, question: str, passages: Sequence[Passage]) -> Grounded:
     if not answer or normal(REFUSAL) in normal(answer):
         return Grounded(REFUSAL, True, (), "the model declined")
     plain = _MARKS.sub("", answer).strip()
-    candidates = [
-        _cite(number, plain, passage)
-        for number, passage in enumerate(passages, start=1)
-        if relevance(question, passage) >= RELEVANT
-    ]
+    numbered = [(number, p) for number, p in enumerate(passages, start=1) if relevance(question, p) >= relevant]
+    candidates = [_cite(number, plain, question, passage) for number, passage in numbered]
     if not candidates:
         return Grounded(REFUSAL, True, (), "no passage is about the question")
     borne_out = [citation for citation in candidates if citation.support >= SUPPORTED]
@@ -83,20 +92,41 @@ def normal(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _cite(number: int, answer: str, passage: Passage) -> Citation:
-    """The sentence, or two neighbours, of the passage that hold most of the answer in fewest words."""
-    wanted = terms(answer)
+def _cite(number: int, answer: str, question: str, passage: Passage) -> Citation:
+    """The sentence, or two neighbours, of the passage that hold most of the answer in fewest words.
+
+    Of sentences that hold it alike, the one that shares most with the question: a short answer stands in many.
+    """
+    wanted, asked = terms(answer), terms(question)
     spans = sentence_spans(passage.text) or [(0, len(passage.text))]
     spans += [(left[0], right[1]) for left, right in pairwise(spans)]
-    scores = {span: _score(wanted, terms(passage.text[slice(*span)])) for span in spans}
-    start, end = max(spans, key=scores.__getitem__)
+    found = {span: terms(passage.text[slice(*span)]) for span in spans}
+    start, end = max(spans, key=lambda span: _score(wanted, asked, found[span]))
     quote = passage.text[start:end].rstrip()
-    support = _share(wanted, terms(quote)) if wanted else 0.0
-    return Citation(number, passage.document, passage.heading, quote, start, start + len(quote), support)
+    support = _support(answer, wanted, quote)
+    place = passage.start + start
+    return Citation(
+        number,
+        passage.document,
+        passage.title,
+        passage.heading,
+        passage.page,
+        quote,
+        place,
+        place + len(quote),
+        support,
+    )
 
 
-def _score(wanted: Sequence[str], found: Sequence[str]) -> float:
-    return _share(wanted, found) - 0.002 * len(found)
+def _score(wanted: Sequence[str], asked: Sequence[str], found: Sequence[str]) -> float:
+    return _share(wanted, found) + 0.3 * _share(asked, found) - 0.002 * len(found)
+
+
+def _support(answer: str, wanted: Sequence[str], quote: str) -> float:
+    """The share of the answer's terms in the quotation; an answer without terms ("the", "it") must stand there whole."""
+    if wanted:
+        return _share(wanted, terms(quote))
+    return float(bool(normal(answer)) and f" {normal(answer)} " in f" {normal(quote)} ")
 
 
 def _share(wanted: Sequence[str], held: Sequence[str]) -> float:

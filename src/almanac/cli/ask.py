@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from almanac.cli.options import Json
 from almanac.cli.printing import emit, line
 from almanac.cli.typed import typed
-
-if TYPE_CHECKING:
-    from almanac.assistant.grounding import Citation
 
 CLEAR = "\r\x1b[K"
 
@@ -38,36 +34,17 @@ def ask(assistant: Path, question: str, /, *, json: Json = False) -> int:
     with _Waiting(shown=not json and sys.stderr.isatty()) as waiting:
         answer = open_assistant(assistant).ask(text, on_text=waiting)
     if json:
-        emit(
-            {
-                "question": text,
-                "text": answer.text,
-                "declined": answer.declined,
-                "reason": answer.reason,
-                "citations": [_plain(citation) for citation in answer.citations],
-            }
-        )
+        emit(answer.to_dict())
         return 0
     line(answer.text)
     if answer.declined and answer.reason:
         line(f"({answer.reason})")
     for citation in answer.citations:
         line()
-        line(f"[{citation.number}] {' > '.join((citation.document, *citation.heading))}")
+        page = f", page {citation.page}" if citation.page else ""
+        line(f"[{citation.number}] {' > '.join((citation.document, *citation.heading))}{page}")
         line(f'    "{citation.quote}"')
     return 0
-
-
-def _plain(citation: Citation) -> dict[str, object]:
-    return {
-        "number": citation.number,
-        "document": citation.document,
-        "heading": list(citation.heading),
-        "quote": citation.quote,
-        "start": citation.start,
-        "end": citation.end,
-        "support": citation.support,
-    }
 
 
 class _Waiting:

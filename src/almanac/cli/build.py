@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -21,36 +21,46 @@ def build(
     /,
     *,
     output: Path,
-    model: str | None = None,
+    base: Annotated[str | None, Parameter(name=("--base", "--model"))] = None,
     steps: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    policy: Literal["keep", "redact", "drop"] = "keep",
+    starter: bool = True,
+    words_only: Annotated[bool, Parameter(negative=())] = False,
+    gguf: str | None = None,
     seed: int = 0,
     json: Json = False,
 ) -> int:
     """Turn a folder of documents into an assistant.
 
-    Reads the documents, indexes them, makes training questions from them, measures the base model, adapts and
-    compresses it, measures it again on documents that were set aside, and writes the assistant with its card. A build
-    that was stopped goes on where it was when the same command is run again.
+    Reads and cleans the documents, indexes them, makes training questions from them, measures the base model, adapts
+    and compresses it, measures it again on documents that were set aside, and writes the assistant with its card and
+    report. A build that was stopped goes on where it was when the same command is run again.
 
     ```
     almanac build handbook --output assistant
     almanac build handbook --output assistant --steps 200 --seed 1
+    almanac build handbook --output assistant --policy redact --gguf Q8_0
     almanac build handbook --output assistant --json > build.jsonl
     ```
 
     Args:
         docs: A folder of documents.
         output: The folder of the assistant; made if it is not there.
-        model: The base model, an alias or a folder; by default `smollm2-135m-instruct`.
-        steps: Training steps; by default 40.
+        base: The base model, an alias or a folder; by default `smollm2-135m-instruct`.
+        steps: Training steps; by default 24.
+        policy: What to do with personal data in documents: keep it, redact it, or drop the documents that hold some.
+        starter: Begin with the adapter that comes with Almanac, where there is one for the base model.
+        words_only: Find passages by words alone, without the encoder that finds them by meaning.
+        gguf: Also write the model as a GGUF file in this format, such as `Q8_0`.
         seed: Of everything that is drawn.
     """
     from almanac.assistant.build import build as built
     from almanac.assistant.settings import BuildSettings
     from almanac.files.strict_json import read_json
 
-    given: dict[str, Any] = {"model": model, "steps": steps}
-    settings = BuildSettings(seed=seed, **{name: value for name, value in given.items() if value is not None})
+    given: dict[str, Any] = {"model": base, "steps": steps, "gguf": gguf, "encoder": "" if words_only else None}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = BuildSettings(seed=seed, policy=policy, starter=starter, **chosen)
     with noticing_ctrl_c() as pressed:
         try:
             with reporting(in_json=json) as report:
@@ -68,8 +78,10 @@ def build(
         return 0
     table(("held-out questions", "before", "after"), [(name, *map(_cell, pair)) for name, pair in figures.items()])
     line()
-    line(f"{output} is ready; {output / 'card.md'} tells what it is. Try:")
+    line(f"{output} is ready. What it is: {output / 'card.md'}; with plots: {output / 'report.html'}. Try:")
     line(f'  almanac ask {output} "..."')
+    line(f"  almanac serve {output}")
+    line(f"  almanac index add {output} more-documents.pdf")
     return 0
 
 

@@ -22,6 +22,8 @@ from almanac.cli.typed import marked
 VERBS = {
     "build": ("almanac.cli.build:build", "Assistant", "Turn a folder of documents into an assistant."),
     "ask": ("almanac.cli.ask:ask", "Assistant", "Ask an assistant a question about its documents."),
+    "serve": ("almanac.cli.serve:serve", "Assistant", "Serve an assistant: a web page and an OpenAI-compatible API."),
+    "index": ("almanac.cli.index:index", "Assistant", "Add, remove or list the documents of an assistant."),
     "generate": ("almanac.cli.generate:generate", "Models", "Continue a text."),
     "chat": ("almanac.cli.chat:chat", "Models", "Talk with a model."),
     "export": ("almanac.cli.export:export", "Models", "Write a model in a format that other programs read."),

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from almanac.core.errors import ArchitectureError, FileFormatError
 from almanac.files.quoting import quoted
+from almanac.nn.encoder import Encoder
 from almanac.nn.stack import Decoder
 
 Config = dict[str, Any]
@@ -48,6 +49,26 @@ class Family:
     write: Callable[[Decoder.Spec], Config | None]
     keys: tuple[Key, ...]
     gguf: str | None = None
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """A family of encoders; ``model_type`` to ``keys`` as in :class:`Family`, by the names of safetensors alone.
+
+    - ``unused``: modules that checkpoints carry and a text's vectors do not pass through, such as a pooler
+    - ``derived``: tensors that old files carry and that follow from the configuration
+    """
+
+    model_type: str
+    architecture: str
+    read: Callable[[Fields], Encoder.Spec]
+    write: Callable[[Encoder.Spec], Config | None]
+    keys: tuple[Key, ...]
+    unused: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
+
+
+Declared = TypeVar("Declared", Family, EncoderFamily)
 
 
 @dataclass
@@ -141,14 +162,22 @@ def family_for(model_type: str) -> Family:
     Raises:
         ArchitectureError: no such family; names the nearest known one.
     """
-    known = {family.model_type: family for family in families()}
-    if model_type not in known:
-        near = get_close_matches(str(model_type), list(known), n=1, cutoff=0.3)
-        hint = f"The nearest is {near[0]!r}; known are" if near else "Known are"
+    if any(family.model_type == model_type for family in encoder_families()):
         raise ArchitectureError(
-            f"No family reads model_type {model_type!r}", remedy=f"{hint} {', '.join(sorted(known))}."
+            f"{model_type!r} is an encoder: it turns texts into vectors and writes none",
+            remedy="Open it with almanac.load_encoder.",
         )
-    return known[model_type]
+    return _named(model_type, families())
+
+
+def encoder_family_for(model_type: str) -> EncoderFamily:
+    """The encoder family of a config.json ``model_type``. Raises ArchitectureError as ``family_for``."""
+    if any(family.model_type == model_type for family in families()):
+        raise ArchitectureError(
+            f"{model_type!r} is a decoder: it writes text and has no vectors of texts",
+            remedy="Open it with almanac.load, or name an encoder such as all-minilm-l6-v2.",
+        )
+    return _named(model_type, encoder_families())
 
 
 def family_for_gguf(architecture: str) -> Family:
@@ -162,12 +191,32 @@ def family_for_gguf(architecture: str) -> Family:
 
 def families() -> Iterator[Family]:
     """All families, ``llama`` first (it is the one to write a spec that several could express), then by name."""
+    return _declared(Family)
+
+
+def encoder_families() -> Iterator[EncoderFamily]:
+    """All encoder families, by name."""
+    return _declared(EncoderFamily)
+
+
+def _declared(kind: type[Declared]) -> Iterator[Declared]:
     names = sorted(info.name for info in pkgutil.iter_modules(importlib.import_module("almanac.models").__path__))
     for name in ["llama", *(name for name in names if name != "llama")]:
         module: ModuleType = importlib.import_module(f"almanac.models.{name}")
         family = vars(module).get("FAMILY")
-        if isinstance(family, Family):
+        if isinstance(family, kind):
             yield family
+
+
+def _named(model_type: str, declared: Iterator[Declared]) -> Declared:
+    known = {family.model_type: family for family in declared}
+    if model_type not in known:
+        near = get_close_matches(str(model_type), list(known), n=1, cutoff=0.3)
+        hint = f"The nearest is {near[0]!r}; known are" if near else "Known are"
+        raise ArchitectureError(
+            f"No family reads model_type {model_type!r}", remedy=f"{hint} {', '.join(sorted(known))}."
+        )
+    return known[model_type]
 
 
 def expand(keys: tuple[Key, ...], num_layers: int) -> Iterator[Key]:

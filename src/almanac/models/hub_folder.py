@@ -32,12 +32,10 @@ def read_config(folder: Path) -> Config:
     return config
 
 
-def read_hub_folder(folder: Path) -> ForeignCheckpoint:
-    """Reads a model folder without running anything in it.
+def read_plain_config(folder: Path) -> Config:
+    """config.json of a model that needs no code of its own and whose weights are what they say.
 
-    Raises:
-        NotFoundError: no config.json or weights. ArchitectureError: unknown family. FileFormatError: damaged files,
-        or a name that the family does not know.
+    Raises as ``read_config``, ArchitectureError for code, FileFormatError for weights in a foreign packed form.
     """
     config = read_config(folder)
     if "auto_map" in config and "model_type" not in config:
@@ -48,6 +46,17 @@ def read_hub_folder(folder: Path) -> ForeignCheckpoint:
             f"{folder} holds weights quantized by {method!r}, which this reader would take for something else",
             remedy="Fetch the unquantized model or a GGUF file of it.",
         )
+    return config
+
+
+def read_hub_folder(folder: Path) -> ForeignCheckpoint:
+    """Reads a model folder without running anything in it.
+
+    Raises:
+        NotFoundError: no config.json or weights. ArchitectureError: unknown family. FileFormatError: damaged files,
+        or a name that the family does not know.
+    """
+    config = read_plain_config(folder)
     family = family_for(str(config.get("model_type")))
     fields = Fields(config, str(folder / "config.json"))
     with describing(folder / "config.json"):

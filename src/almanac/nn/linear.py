@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from almanac.core import spec
 from almanac.core.site import Leaf
 from almanac.core.spec import Initialiser, Normal
 from almanac.core.weight import StoredWeight
+from almanac.nn.product import linear
 
 
 class Linear(Leaf):
@@ -36,4 +36,4 @@ class Linear(Leaf):
         if isinstance(self.weight, StoredWeight):
             y = self.weight.apply_linear(x)
             return y if self.bias is None else y + self.bias
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)

@@ -1,60 +1,171 @@
-"""The lexical index: BM25 in Lucene's variant, scored by the library bm25s.
+"""The lexical index: BM25 in Lucene's variant, by column sums over postings.
 
     score(q, d) = sum over terms t of q:  idf(t) * tf / (tf + k1 * (1 - b + b * |d| / avgdl))
     idf(t)      = ln(1 + (N - df + 0.5) / (df + 0.5))
 
 Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009); the variant: Kamphuis et al.,
 "Which BM25 Do You Mean?" (ECIR 2020). A chunk's terms are those of its text, and those of its title and headings as
-often as `LexicalIndex.boost` says. Equal scores rank in the order of the chunks, so a ranking never changes by itself.
+often as `boost` says. Equal scores rank in the order of the chunks, so a ranking never changes by itself.
 
-On disk an index is one file, ``lexical.jsonl``: a line of settings, a line per chunk, and a last line with the SHA-256
-of all bytes before it. It is replaced as a whole, so a reader sees the old index or the new one.
+Postings hold tf term by term (a term-by-chunk matrix in compressed columns) and are weighted when a query asks for
+them: a new chunk changes N, avgdl and with them every weight, but no other chunk's counts.
+
+Legend: N chunks; V terms known; E postings (pairs of a chunk and a term in it).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import logging
+import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-import bm25s
 import numpy as np
+from numpy.typing import NDArray
 
-from almanac.core.errors import FileFormatError, IntegrityError, NotFoundError, RequestError
-from almanac.files.store import write_atomic
+from almanac.core.errors import RequestError
 from almanac.retrieve.chunk.chunk import Chunk
-from almanac.retrieve.index import Hit
+from almanac.retrieve.index.best import Places, Scores, best_of_groups
+from almanac.retrieve.index.hit import Hit
 from almanac.retrieve.terms import terms
 
-# The library sets its logger to DEBUG when imported, which passes every handler of the application.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
-
-FILE = "lexical.jsonl"
-FORMAT = "almanac.lexical.1"
+# Says how texts become terms: a store whose counts were made another way counts again. A test pins what it stands for.
+ANALYSIS = "english.1"
 # How people address an assistant; in most document folders these words are rare and would outweigh the topic.
 _ASKING = re.compile(r"\b(?:the |these |my |our )?documents? (?:say|says|tell|tells)\b", re.IGNORECASE)
 
 
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Which terms stand how often in some chunks: three arrays int32 [entries], numbers counted from 0."""
+
+    vocabulary: Sequence[str]
+    rows: NDArray[np.int32]  # the chunk
+    terms: NDArray[np.int32]  # the place in `vocabulary`
+    counts: NDArray[np.int32]  # at least 1
+    chunks: int
+
+
+def chunk_terms(chunk: Chunk, boost: int) -> list[str]:
+    """What ``chunk`` is indexed under."""
+    names = dict.fromkeys((chunk.title, *chunk.heading))  # the outermost heading often is the title
+    return terms(chunk.text) + boost * terms("\n".join(names))
+
+
+def query_terms(query: str) -> list[str]:
+    """What ``query`` asks for."""
+    return terms(_ASKING.sub(" ", query))
+
+
+def count_terms(found: Sequence[Sequence[str]]) -> Counts:
+    """The counts of chunks whose terms are ``found``; the vocabulary is sorted."""
+    counted = [Counter(one) for one in found]
+    vocabulary = sorted({term for one in counted for term in one})
+    number = {term: place for place, term in enumerate(vocabulary)}
+    return Counts(
+        vocabulary,
+        np.repeat(np.arange(len(counted), dtype=np.int32), [len(one) for one in counted]),
+        np.fromiter((number[term] for one in counted for term in one), np.int32),
+        np.fromiter((count for one in counted for count in one.values()), np.int32),
+        len(counted),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Postings:
+    """All counts, term by term; term ``t`` owns ``rows[starts[t] : starts[t + 1]]``. It is never changed."""
+
+    vocabulary: Mapping[str, int]
+    starts: NDArray[np.int64]  # [V + 1]
+    rows: NDArray[np.int32]  # [E], each once per term
+    counts: NDArray[np.float32]  # [E]
+    lengths: NDArray[np.float64]  # [N], terms in each chunk
+    norms: NDArray[np.float64]  # [N], k1 * (1 - b + b * |d| / avgdl)
+    k1: float
+    b: float
+
+    @classmethod
+    def empty(cls, *, k1: float, b: float) -> Postings:
+        """No chunks."""
+        none = np.zeros(0)
+        return cls({}, np.zeros(1, np.int64), none.astype(np.int32), none.astype(np.float32), none, none, k1, b)
+
+    def changed(self, place: Places, added: Sequence[tuple[int, Counts]], chunks: int) -> Postings:
+        """The postings with old chunk ``i`` at ``place[i]`` (dropped if -1), and each of ``added`` from a row on.
+
+        Places and added rows together must be 0 to ``chunks`` - 1. Costs a few passes over the postings and no text.
+        """
+        sizes, rows, counts = self._kept(place)
+        vocabulary = dict(self.vocabulary)
+        columns, new_rows, new_counts = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+        lengths = np.zeros(chunks)
+        stay = place >= 0
+        lengths[place[stay]] = self.lengths[stay]
+        for row, part in added:
+            numbers = [vocabulary.setdefault(term, len(vocabulary)) for term in part.vocabulary]
+            columns.append(np.array(numbers, np.int32)[part.terms])
+            new_rows.append(part.rows + np.int32(row))
+            new_counts.append(part.counts)
+            lengths[row : row + part.chunks] = np.bincount(part.rows, weights=part.counts, minlength=part.chunks)
+        column = np.concatenate(columns)
+        order = np.argsort(column, kind="stable")
+        sizes = np.concatenate([sizes, np.zeros(len(vocabulary) - len(sizes), np.int64)])
+        at = np.cumsum(sizes)[column[order]]  # the end of each new posting's column as it was
+        rows = _joined(rows, at, np.concatenate(new_rows)[order])
+        counts = _joined(counts, at, np.concatenate(new_counts).astype(np.float32)[order])
+        sizes += np.bincount(column, minlength=len(sizes))
+        average = lengths.mean() if lengths.any() else 1.0
+        norms = self.k1 * (1 - self.b + self.b * lengths / average)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        return Postings(vocabulary, starts, rows, counts, lengths, norms, self.k1, self.b)
+
+    def _kept(self, place: Places) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        """Column sizes, rows and counts of the chunks that stay, at their new rows."""
+        sizes = np.diff(self.starts)
+        rows = place.astype(np.int32)[self.rows]
+        stay = rows >= 0
+        if stay.all():
+            return sizes, rows, self.counts
+        kept = np.repeat(np.arange(len(sizes)), sizes)[stay]
+        return np.bincount(kept, minlength=len(sizes)), rows[stay], self.counts[stay]
+
+    def scores(self, asked: Sequence[str]) -> NDArray[np.float64]:
+        """float64 [N]: how well each chunk matches the terms ``asked``, a repeated term as often as it is asked."""
+        total = np.zeros(len(self.lengths))
+        for term, times in Counter(asked).items():
+            column = self.vocabulary.get(term)
+            if column is None:
+                continue
+            part = slice(self.starts[column], self.starts[column + 1])
+            rows, counts = self.rows[part], self.counts[part]
+            idf = math.log(1 + (len(total) - len(rows) + 0.5) / (len(rows) + 0.5))
+            total[rows] += (times * idf) * (counts / (counts + self.norms[rows]))  # float64 from here on
+        return total
+
+    def search(
+        self, query: str, k: int, *, groups: NDArray[np.int32] | None = None, per_group: int | None = None
+    ) -> tuple[Places, Scores]:
+        """Rows and scores of the at most ``k`` best chunks that match ``query`` at all; see `best_of_groups`."""
+        scores = self.scores(query_terms(query))
+        found = np.flatnonzero(scores > 0)
+        groups = None if groups is None else groups[found]
+        rows = found[best_of_groups(scores[found], k, groups=groups, per_group=per_group)]
+        return rows, scores[rows]
+
+
+def _joined(old: NDArray, at: Places, new: NDArray) -> NDArray:
+    return np.insert(old, at, new) if len(old) else new
+
+
 class LexicalIndex:
-    """BM25 over chunks. Build it with `build` or `load`."""
+    """BM25 over chunks in memory. A store of documents that lasts is `almanac.retrieve.index.store`."""
 
     def __init__(self, chunks: Sequence[Chunk], *, k1: float = 1.2, b: float = 0.5, boost: int = 2) -> None:
         self.chunks = tuple(chunks)
         self.k1, self.b, self.boost = k1, b, boost
-        self._scorer: bm25s.BM25 | None = None
-        counted = [self.terms_of(chunk) for chunk in self.chunks]
-        vocabulary = {term: number for number, term in enumerate(sorted({term for found in counted for term in found}))}
-        if vocabulary:
-            scorer = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64", backend="numpy", csc_backend="numpy")
-            numbers = [[vocabulary[term] for term in found] for found in counted]
-            scorer.index((numbers, vocabulary), create_empty_token=False, show_progress=False)
-            self._scorer = scorer
-        self._vocabulary = vocabulary
+        counts = count_terms([self.terms_of(chunk) for chunk in self.chunks])
+        self._postings = Postings.empty(k1=k1, b=b).changed(np.zeros(0, np.int64), [(0, counts)], len(self.chunks))
 
     @classmethod
     def build(cls, chunks: Sequence[Chunk]) -> LexicalIndex:
@@ -66,8 +177,7 @@ class LexicalIndex:
 
     def terms_of(self, chunk: Chunk) -> list[str]:
         """What ``chunk`` is indexed under."""
-        names = dict.fromkeys((chunk.title, *chunk.heading))  # the outermost heading often is the title
-        return terms(chunk.text) + self.boost * terms("\n".join(names))
+        return chunk_terms(chunk, self.boost)
 
     def search(self, query: str, k: int) -> list[Hit]:
         """The at most ``k`` best chunks with a score above zero, best first; none if no term of ``query`` is known.
@@ -77,56 +187,5 @@ class LexicalIndex:
         """
         if k < 1:
             raise RequestError(f"A search for the best {k} chunks", remedy="Ask for one or more.")
-        asked = terms(_ASKING.sub(" ", query))
-        numbers = [self._vocabulary[term] for term in asked if term in self._vocabulary]
-        if self._scorer is None or not numbers:
-            return []
-        scores = self._scorer.get_scores_from_ids(numbers)
-        order = np.argsort(-scores, kind="stable")[:k]
-        return [Hit(self.chunks[place], float(scores[place])) for place in order if scores[place] > 0]
-
-    def save(self, folder: Path | str) -> Path:
-        """Writes the index into ``folder`` (made if need be), all or nothing, and returns the file's path."""
-        path = Path(folder) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        settings = {"format": FORMAT, "chunks": len(self), "k1": self.k1, "b": self.b, "boost": self.boost}
-        lines = [settings, *(dataclasses.asdict(chunk) for chunk in self.chunks)]
-        body = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode("ascii")
-        write_atomic(path, body + _seal(body))
-        return path
-
-    @classmethod
-    def load(cls, folder: Path | str) -> LexicalIndex:
-        """The index that `save` wrote into ``folder``.
-
-        Raises:
-            NotFoundError: there is none.
-            IntegrityError: the file is not what was written.
-            FileFormatError: the file is whole, but from another version.
-        """
-        path = Path(folder) / FILE
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{path} does not exist", remedy="Build the index first.") from error
-        cut = data.rfind(b"\n", 0, len(data) - 1) + 1
-        if data[cut:] != _seal(data[:cut]):
-            raise IntegrityError(f"{path} does not match its checksum", remedy="Build the index again.")
-        try:
-            return cls._from_lines([json.loads(line) for line in data[:cut].splitlines()])
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{path} was written by another version ({error})", remedy="Build the index again."
-            ) from error
-
-    @classmethod
-    def _from_lines(cls, lines: list[dict[str, Any]]) -> LexicalIndex:
-        settings, *rows = lines
-        if settings["format"] != FORMAT or settings["chunks"] != len(rows):
-            raise ValueError(f"format {settings['format']!r}")
-        chunks = [Chunk(**{**row, "heading": tuple(row["heading"])}) for row in rows]
-        return cls(chunks, k1=settings["k1"], b=settings["b"], boost=settings["boost"])
-
-
-def _seal(body: bytes) -> bytes:
-    return json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode("ascii") + b"\n"
+        rows, scores = self._postings.search(query, k)
+        return [Hit(self.chunks[row], float(score)) for row, score in zip(rows, scores, strict=True)]

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from almanac.core.errors import AlmanacError
-from almanac.data.grounded import sentence_spans
+from almanac.data.sentences import sentence_spans
 from almanac.retrieve.chunk.chunk import Chunk, chunk_id
 from almanac.retrieve.read.document import Document, Section
 
@@ -54,7 +54,8 @@ def chunk_document(
             occurrence = seen[heading, piece]
             seen[heading, piece] += 1
             identity = chunk_id(document.path, heading, text=piece, occurrence=occurrence)
-            chunks.append(Chunk(identity, document.path, document.title, heading, piece, left, right))
+            page = document.page_at(left)
+            chunks.append(Chunk(identity, document.path, document.title, heading, piece, left, right, page))
     return tuple(chunks)
 
 

@@ -102,6 +102,8 @@ class Outline:
         self._title = ""
         self._path: list[tuple[int, str]] = []
         self._sections: list[tuple[tuple[str, ...], int, list[str]]] = [((), 0, [])]
+        self._pages: list[tuple[int, int, int]] = []  # where each page begins: section, block, character
+        self._page_waits = 0  # pages begun since the last text
 
     def title(self, text: str) -> None:
         """Sets the title; without it the first heading is the title, and failing that the file's name."""
@@ -119,26 +121,64 @@ class Outline:
 
     def block(self, text: str) -> None:
         """Adds a paragraph, list, table or code block to the open section."""
-        text = _BLANK_RUN.sub(SEPARATOR, _TRAILING.sub("", self._clean(text))).strip("\n")
-        if text.strip():
-            self._sections[-1][2].append(text.strip())
+        text = self._tidy(text)
+        if text:
+            blocks = self._sections[-1][2]
+            self._begin_pages(len(blocks), 0)
+            blocks.append(text)
+
+    def resume(self, text: str, *, joiner: str = " ") -> None:
+        """Goes on with the last block of the open section, as a paragraph does that runs over the end of a page."""
+        blocks = self._sections[-1][2]
+        text = self._tidy(text)
+        if not blocks:
+            self.block(text)
+        elif text:
+            self._begin_pages(len(blocks) - 1, len(blocks[-1]) + len(joiner))
+            blocks[-1] += joiner + text
+
+    def page(self) -> None:
+        """Begins a page: the next text is its first. To be called before each page, the first one too."""
+        self._page_waits += 1
 
     def build(self, path: str, digest: str, *, notes: tuple[str, ...] = ()) -> Reading:
         """The document, with a note if invisible characters were removed."""
         sections: list[Section] = []
+        starts: list[int] = []
         end = 0
         for heading, level, blocks in self._sections:
-            if not heading and not blocks:
-                continue
             text = SEPARATOR.join(blocks)
             start = end + len(SEPARATOR) if text and end else end
             end = start + len(text)
-            sections.append(Section(heading, level, text, start, end))
+            starts.append(start)
+            if heading or blocks:
+                sections.append(Section(heading, level, text, start, end))
         first = next((section.heading[-1] for section in sections if section.heading), "")
         title = self._title or first or PurePosixPath(path).stem.replace("_", " ").replace("-", " ")
         if self.invisible:
             notes = (*notes, f"removed {self.invisible} invisible characters")
-        return Reading(Document(path, title, tuple(sections), digest), notes)
+        return Reading(Document(path, title, tuple(sections), digest, self._page_offsets(starts, end)), notes)
+
+    def _page_offsets(self, starts: list[int], end: int) -> tuple[int, ...]:
+        """The offset of each page; a page without text begins where the next text does."""
+        offsets: list[int] = []
+        at, offset = (-1, 0), 0
+        for section, block, character in self._pages:
+            if at[0] != section:
+                at, offset = (section, 0), starts[section]
+            blocks = self._sections[section][2]
+            for before in range(at[1], block):
+                offset += len(blocks[before]) + len(SEPARATOR)
+            at = (section, block)
+            offsets.append(offset + character)
+        return (*offsets, *[end] * self._page_waits)
+
+    def _begin_pages(self, block: int, character: int) -> None:
+        self._pages += [(len(self._sections) - 1, block, character)] * self._page_waits
+        self._page_waits = 0
+
+    def _tidy(self, text: str) -> str:
+        return _BLANK_RUN.sub(SEPARATOR, _TRAILING.sub("", self._clean(text))).strip("\n").strip()
 
     def _clean(self, text: str) -> str:
         text, invisible = clean(text)

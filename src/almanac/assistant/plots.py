@@ -1,0 +1,100 @@
+"""Small drawings as inline SVG: grouped bars with intervals, a line, plain bars. Colours come from the page's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+WIDTH = 860
+CLASSES = ("a", "b", "c")
+Interval = Mapping[str, float] | None
+
+
+def grouped(groups: Sequence[tuple[str, Sequence[Interval]]], names: Sequence[str]) -> str:
+    """Horizontal bars from 0 to 1, one group a row, with the interval of each as a thin line."""
+    left, bar, gap = 300, 13, 16
+    classes = CLASSES[-len(names) :]
+    scale = WIDTH - left - 60
+    y, parts = 34, []
+    x = left
+    for name, kind in zip(names, classes, strict=True):
+        parts.append(f'<rect class="{kind}" x="{x}" y="6" width="12" height="12" rx="2"/>')
+        parts.append(f'<text x="{x + 18}" y="17">{escape(name)}</text>')
+        x += 40 + 8 * len(name)
+    top = y - 6
+    for label, values in groups:
+        middle = y + len(values) * bar / 2 + 4
+        parts.append(f'<text x="{left - 12}" y="{middle:.0f}" text-anchor="end">{escape(label)}</text>')
+        for value, kind in zip(values, classes, strict=True):
+            parts += _bar(value, kind, left, y, scale, bar)
+            y += bar
+        y += gap
+    grid = [
+        f'<line class="grid" x1="{left + scale * t / 4:.0f}" x2="{left + scale * t / 4:.0f}" y1="{top}" y2="{y - gap}"/>'
+        for t in range(5)
+    ]
+    marks = [
+        f'<text class="soft" x="{left + scale * t / 4:.0f}" y="{y + 2}" text-anchor="middle">{t / 4:g}</text>'
+        for t in range(5)
+    ]
+    return _svg(y + 12, [*grid, *parts, *marks], "Figures before and after")
+
+
+def _bar(value: Interval, kind: str, left: int, y: int, scale: int, height: int) -> list[str]:
+    if value is None:
+        return [f'<text class="soft" x="{left + 4}" y="{y + height - 2}">none</text>']
+    wide = max(1.0, scale * value["mean"])
+    low, high = left + scale * value["low"], left + scale * value["high"]
+    middle = y + height / 2 - 1
+    return [
+        f'<rect class="{kind}" x="{left}" y="{y}" width="{wide:.1f}" height="{height - 2}" rx="2"/>',
+        f'<line class="bar" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>',
+    ]
+
+
+def bars(values: Sequence[tuple[str, float]], *, unit: str) -> str:
+    """Horizontal bars with their numbers."""
+    left, row = 140, 24
+    most = max((value for _, value in values), default=1.0) or 1.0
+    parts = []
+    for place, (name, value) in enumerate(values):
+        y = place * row
+        wide = max(1.0, (WIDTH - left - 110) * value / most)
+        parts += [
+            f'<text x="{left - 12}" y="{y + 15}" text-anchor="end">{escape(name)}</text>',
+            f'<rect class="c" x="{left}" y="{y + 3}" width="{wide:.1f}" height="15" rx="2"/>',
+            f'<text class="soft" x="{left + wide + 8:.1f}" y="{y + 15}">{value:.1f} {escape(unit)}</text>',
+        ]
+    return _svg(len(values) * row + 4, parts, "Seconds per stage")
+
+
+def line(points: Sequence[Sequence[float]], *, x: str, y: str) -> str:
+    """A line through (x, y) points."""
+    if len(points) < 2:
+        return ""
+    left, height = 60, 220
+    first, last = points[0][0], points[-1][0]
+    high = max(point[1] for point in points) * 1.05
+    wide, tall = WIDTH - left - 20, height - 40
+    path = " ".join(
+        f"{left + wide * (px - first) / max(last - first, 1e-9):.1f},{10 + tall * (1 - py / high):.1f}"
+        for px, py in points
+    )
+    parts = [
+        f'<line class="grid" x1="{left}" x2="{WIDTH - 20}" y1="{10 + tall * t / 4:.0f}" y2="{10 + tall * t / 4:.0f}"/>'
+        f'<text class="soft" x="{left - 8}" y="{14 + tall * t / 4:.0f}" text-anchor="end">{high * (1 - t / 4):.2f}</text>'
+        for t in range(5)
+    ]
+    parts += [
+        f'<polyline class="line" points="{path}"/>',
+        f'<text class="soft" x="{left}" y="{height - 8}">{escape(x)} {first:g}</text>',
+        f'<text class="soft" x="{WIDTH - 20}" y="{height - 8}" text-anchor="end">{escape(x)} {last:g} ({escape(y)})</text>',
+    ]
+    return _svg(height, parts, f"{y} by {x}")
+
+
+def _svg(height: float, parts: Sequence[str], title: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" height="{height:.0f}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    )

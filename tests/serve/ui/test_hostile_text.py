@@ -1,0 +1,180 @@
+"""R34 (incidents 65 and 66): hostile text from models, documents and cards runs nothing and fetches nothing.
+
+Every payload goes through every place that shows text of others. The control shows that the payloads are alive: on a page
+that trusts them, they do run and do fetch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from serve.ui.browsing import Visit
+from serve.ui.payloads import leaks, scripts
+from serve.ui.stub import Json, State, StubDocument
+
+PAYLOADS = {"scripts": scripts(), "leaks": leaks()}
+FLOOR = {"scripts": 300, "leaks": 120}
+OWN_REQUESTS = ("/v1/assistant", "/v1/documents", "/v1/ask", "/ui/", "/")
+
+# Elements the page makes itself; anything else in it came from a payload.
+TAGS = """a article aside bdi blockquote body button circle code dd details dialog div dl dt em footer form h1 h2 h3 h4 h5
+h6 head header hr html img input label li link main mark meta nav noscript ol option p path pre progress q section script
+select span strong summary svg table tbody td textarea th thead time title tr ul""".split()
+
+FOREIGN = """(tags) => {
+  const found = [];
+  const own = (element) => element.closest("head, .brand, nav") !== null;
+  for (const element of document.querySelectorAll("*")) {
+    if (!tags.includes(element.localName)) found.push(element.localName);
+    for (const { name, value } of element.attributes) {
+      const set = /^on|^(src|srcset|href|xlink:href|action|formaction|style|ping|background|poster|data)$/.test(name);
+      const height = element.id === "question" && name === "style" && /^height: [a-z0-9.]+;$/.test(value);
+      if (set && !own(element) && !height && !(name === "href" && value.startsWith("#/"))) found.push(`${name}=${value}`);
+    }
+  }
+  for (const name of ["img", "script", "link", "meta", "iframe"]) {
+    for (const element of document.querySelectorAll(name)) if (!own(element)) found.push(name);
+  }
+  return found;
+}"""
+
+ASK_ALL = """async (count) => {
+  const pause = () => new Promise((resolve) => setTimeout(resolve, 2));
+  const field = document.getElementById("question");
+  for (let number = 0; number < count; number += 1) {
+    field.value = `payload ${number}`;
+    field.dispatchEvent(new InputEvent("input"));
+    document.querySelector(".send").click();
+    while (!document.querySelector(".turn:last-child:is([data-state=checked], [data-state=declined], [data-state=failed])")
+           || document.querySelector(".send").hidden) await pause();
+  }
+  return document.querySelectorAll(".turn:is([data-state=checked], [data-state=declined])").length;
+}"""
+
+OPEN_ALL = """async (buttons) => {
+  const pause = () => new Promise((resolve) => setTimeout(resolve, 2));
+  let opened = 0;
+  for (const button of [...document.querySelectorAll(buttons)]) {
+    button.click();
+    while (document.querySelector("#reader .waiting")) await pause();
+    opened += document.querySelector("#reader .page").childElementCount > 0;
+  }
+  return opened;
+}"""
+
+RENDER_ALL = """async (payloads) => {
+  const { markdown } = await import("/ui/markdown.js");
+  for (const payload of payloads) {
+    const box = document.createElement("div");
+    box.append(markdown(payload));
+    document.getElementById("about").append(box);
+  }
+}"""
+
+CONTROL = """<!doctype html><title>control</title><body><script>
+for (const payload of %s) {
+  const box = document.createElement("div");
+  const naive = payload.replace(/!\\[([^\\]]*)\\]\\(<?([^\\s)>]+)[^)]*\\)/g, '<img alt="$1" src="$2">')
+    .replace(/\\[([^\\]]*)\\]\\(([^\\s)]+)\\)/g, '<a href="$2">$1</a>');
+  document.body.append(box);
+  box.innerHTML = naive;
+}
+for (const link of document.querySelectorAll("a[href^=javascript]")) link.click();
+</script>"""
+
+
+def hostile(payloads: Sequence[str]) -> State:
+    """A state in which everything that others write is a payload."""
+    state = State(card="\n\n".join(payloads), name=payloads[0])
+    state.settings = {payload: payload for payload in payloads[:200]}
+    for number, payload in enumerate(payloads):
+        text = f"{payload}\n\nquoted"
+        section: Json = {"heading": [payload, payload], "level": 2, "start": 0, "end": len(text)}
+        path = payload.replace("/", "∕").replace("\x01", "?") + f" {number}"
+        state.documents[path] = StubDocument(path, payload, text, [0], [section], language=payload[:40], added=payload)
+    documents = list(state.documents.values())
+
+    def script(question: str) -> Iterator[Json]:
+        number = int(question.split()[-1])
+        payload, document = payloads[number], documents[number]
+        source: Json = {
+            "number": 1, "id": payload, "document": document.path, "title": payload, "heading": [payload, payload],
+            "page": 1, "quote": payload, "text": payload, "start": 0, "end": len(payload), "score": 1.0,
+        }  # fmt: skip
+        declined = number % 4 == 3
+        yield {"type": "passages", "passages": [source]}
+        yield {"type": "draft", "text": payload}
+        yield {"type": "answer", "answer": {
+            "question": question, "answer": f"{payload} [1]", "declined": declined, "reason": payload if declined else "",
+            "citations": [] if declined else [source], "passages": [source],
+        }}  # fmt: skip
+
+    state.otherwise = script
+    return state
+
+
+def unharmed(seen: Visit) -> None:
+    """Nothing ran, nothing left, nothing was fetched that the page does not fetch by itself, nothing was added to it."""
+    seen.page.wait_for_timeout(100)
+    assert seen.page.evaluate(FOREIGN, TAGS) == []
+    strange = [path for path in seen.inside if not path.startswith(OWN_REQUESTS[:-1]) and path != "/"]
+    assert strange == []
+    assert not any("d=SECRET" in path and not path.startswith("/v1/documents/%") for path in seen.inside)
+    assert seen.popups == []
+    seen.calm()
+
+
+@pytest.fixture(params=["scripts", "leaks"])
+def payloads(request: pytest.FixtureRequest) -> list[str]:
+    """Both kinds, at least as many as R34 asks for."""
+    found = PAYLOADS[request.param]
+    assert len(found) == len(set(found)) >= FLOOR[request.param]
+    return found
+
+
+def test_answers_run_and_fetch_nothing(visit: Callable[..., Visit], payloads: list[str]) -> None:
+    seen = visit(hostile(payloads))
+    page = seen.open()
+    assert page.evaluate(ASK_ALL, len(payloads)) == len(payloads)
+    page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+    unharmed(seen)
+    assert page.locator(".source").count() >= len(payloads)
+
+
+def test_documents_run_and_fetch_nothing(visit: Callable[..., Visit], payloads: list[str]) -> None:
+    seen = visit(hostile(payloads))
+    page = seen.open("#/documents")
+    page.wait_for_selector(".documents-table")
+    while page.locator("text=Show more").count():
+        page.click("text=Show more")
+    assert page.evaluate(OPEN_ALL, ".document-title") == len(payloads)
+    unharmed(seen)
+    page.click(".documents-table .remove >> nth=0")
+    assert page.locator("#delete-dialog[open]").count() == 1
+    unharmed(seen)
+
+
+def test_the_card_runs_and_fetches_nothing(visit: Callable[..., Visit], payloads: list[str]) -> None:
+    seen = visit(hostile(payloads))
+    page = seen.open("#/about")
+    page.wait_for_selector(".card")
+    page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+    page.evaluate(RENDER_ALL, payloads)
+    unharmed(seen)
+
+
+def test_the_payloads_are_alive(visit: Callable[..., Visit]) -> None:
+    """Where text is trusted, they run and fetch: the silence above is the page's doing, not theirs."""
+    state = State(extra_pages={"/control": CONTROL % json.dumps(scripts()).replace("</", "<\\/")})
+    state.extra_pages["/leaks"] = CONTROL % json.dumps(leaks()).replace("</", "<\\/")
+    seen = visit(state)
+    seen.page.goto(f"{seen.origin}/control", wait_until="commit")
+    seen.page.wait_for_function("window.ran.length >= 150")
+    seen.page.goto(f"{seen.origin}/leaks", wait_until="commit")
+    for _ in range(60):
+        seen.page.wait_for_timeout(50)
+        if len(seen.outside) >= 40:
+            break
+    assert len(seen.outside) >= 40
