@@ -23,11 +23,11 @@ $(VENV)/core: pyproject.toml constraints.txt
 	@echo "setting up (once, some minutes) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP)
-	$(PIP) -e .
+	$(PIP) -e ".[docs,serve]"
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(PIP) -e ".[dev,oracles]"
+	$(PIP) -e ".[docs,serve,dev,oracles]"
 	@touch $@
 
 demo: $(VENV)/core
@@ -35,11 +35,17 @@ demo: $(VENV)/core
 	$(BIN)/almanac ask $(DEMO) "What is a site?"
 	$(BIN)/almanac ask $(DEMO) "What is a certificate?"
 	$(BIN)/almanac ask $(DEMO) "Who won the football world cup in 1954?"
+	@echo
+	@echo "The assistant is in $(DEMO)/; its card: $(DEMO)/card.md; its report: $(DEMO)/report.html. Next:"
+	@echo "  $(BIN)/almanac serve $(DEMO)                     a page to chat with it, and an OpenAI-compatible API"
+	@echo "  $(BIN)/almanac index add $(DEMO) FILE.pdf        another document, without training again"
+	@echo "  $(BIN)/almanac build YOUR-DOCUMENTS --output my-assistant"
 
 test: $(VENV)/dev
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check --quiet
 	-$(BIN)/almanac doctor --fetch smollm2-135m-instruct
+	-$(BIN)/almanac doctor --fetch all-minilm-l6-v2
 	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/dev

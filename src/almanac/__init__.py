@@ -16,25 +16,50 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from almanac import adapt, compress
     from almanac.align.supervised import finetune
-    from almanac.assistant.ask import ask
+    from almanac.assistant.ask import ask, open_assistant
     from almanac.assistant.build import build
+    from almanac.assistant.documents import add_document, list_documents, remove_document
     from almanac.generate.sampling import sampling
     from almanac.language_model.certify import verify_model
+    from almanac.language_model.encoder import load_encoder
     from almanac.language_model.load import load
     from almanac.language_model.model import LanguageModel
+    from almanac.serve.app import serve
 
 _PLACES = {
     "LanguageModel": "almanac.language_model.model",
+    "add_document": "almanac.assistant.documents",
     "ask": "almanac.assistant.ask",
     "build": "almanac.assistant.build",
     "finetune": "almanac.align.supervised",
+    "list_documents": "almanac.assistant.documents",
     "load": "almanac.language_model.load",
+    "load_encoder": "almanac.language_model.encoder",
+    "open_assistant": "almanac.assistant.ask",
+    "remove_document": "almanac.assistant.documents",
     "sampling": "almanac.generate.sampling",
+    "serve": "almanac.serve.app",
     "verify_model": "almanac.language_model.certify",
 }
 _ROOMS = ("adapt", "compress")
 
-__all__ = ["LanguageModel", "adapt", "ask", "build", "compress", "finetune", "load", "sampling", "verify_model"]
+__all__ = [
+    "LanguageModel",
+    "adapt",
+    "add_document",
+    "ask",
+    "build",
+    "compress",
+    "finetune",
+    "list_documents",
+    "load",
+    "load_encoder",
+    "open_assistant",
+    "remove_document",
+    "sampling",
+    "serve",
+    "verify_model",
+]
 __version__ = "0.1.0"
 
 

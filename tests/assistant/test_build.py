@@ -43,20 +43,21 @@ def docs(tmp_path: Path) -> Path:
 
 
 def settings(model: Path, **changes: object) -> BuildSettings:
-    return BuildSettings(model=str(model), steps=2, step_tokens=512, questions=3, answer_tokens=8, rank=2).with_(
-        **changes
-    )
+    return BuildSettings(
+        model=str(model), encoder="", steps=2, step_tokens=512, questions=3, answer_tokens=8, rank=2
+    ).with_(**changes)
 
 
 def test_build_makes_an_assistant_that_can_be_asked(model: Path, docs: Path, tmp_path: Path) -> None:
     events: list[StageEvent] = []
     out = build(docs, tmp_path / "assistant", settings=settings(model), report=events.append)
     stages = list(dict.fromkeys(event.stage for event in events))
-    assert [s for s in stages if s != "model"] == [
+    assert [s for s in stages if s not in ("model", "card")] + ["card"] == [
         "read",
         "index",
         "examples",
         "before",
+        "starter",
         "adapt",
         "compress",
         "after",
@@ -73,7 +74,8 @@ def test_build_makes_an_assistant_that_can_be_asked(model: Path, docs: Path, tmp
     answer = open_assistant(out).ask("How to clean the pump?")
     assert answer.passages[0].document == "pump.md"
     for citation in answer.citations:
-        assert answer.passages[citation.number - 1].text[citation.start : citation.end] == citation.quote
+        text = open_assistant(out).index.document(citation.document).text
+        assert text[citation.start : citation.end] == citation.quote
     nothing = open_assistant(out).ask("Zzyzx qwrtp?")
     assert nothing.declined and nothing.reason == "no passage matches the question"
 
@@ -104,7 +106,7 @@ def test_a_stopped_build_goes_on_where_it_was(model: Path, docs: Path, tmp_path:
         open_assistant(out)
     done: list[str] = []
     build(docs, out, settings=chosen, report=lambda event: done.append(f"{event.stage} {event.note}"))
-    before = ["read", "index", "examples", "before", "adapt", "compress", "after"]
+    before = ["read", "index", "examples", "before", "starter", "adapt", "compress", "after"]
     repeated = [name for name in before if f"{name} done before" in done]
     assert repeated == before[: before.index(stage)]
     straight = build(docs, tmp_path / "straight", settings=chosen)
@@ -119,11 +121,14 @@ def test_a_second_build_repeats_nothing_and_a_changed_document_repeats_all(
     build(docs, out, settings=chosen)
     notes: list[str] = []
     build(docs, out, settings=chosen, report=lambda event: notes.append(event.note))
-    assert notes.count("done before") == 7
+    assert notes.count("done before") == 8
     (docs / "fan.md").write_text("# The fan\n\nThe fan is a wheel with five blades that moves the air.\n")
     notes.clear()
+    before = {entry.path: entry.added for entry in open_assistant(out).index.documents}
     build(docs, out, settings=chosen, report=lambda event: notes.append(event.note))
     assert "done before" not in notes
+    after = {entry.path: entry.added for entry in open_assistant(out).index.documents}
+    assert {path for path in after if after[path] != before[path]} == {"fan.md"}  # the others were not touched
 
 
 def test_errors_name_the_remedy_and_leave_nothing_open(model: Path, docs: Path, tmp_path: Path) -> None:

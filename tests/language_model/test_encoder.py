@@ -22,7 +22,7 @@ from almanac.core.errors import (
     RequestError,
     UnsafeFileError,
     UnsupportedError,
-)  # fmt: skip
+)
 from almanac.files.hub import alias_path
 from almanac.language_model.encoder import BATCH_TOKENS, PADDING_TOKENS, TextEncoder, batches, load_encoder
 from almanac.nn.pooling import First, Max, Mean
@@ -262,15 +262,21 @@ def test_settings_that_are_not_done_here_are_refused(
 @pytest.mark.parametrize(
     ("modules", "error"),
     [
-        ([{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "1"}, {"type": "a.Dense", "path": "2"}],
-         UnsupportedError),
+        (
+            [
+                {"type": "a.Transformer", "path": ""},
+                {"type": "a.Pooling", "path": "1"},
+                {"type": "a.Dense", "path": "2"},
+            ],
+            UnsupportedError,
+        ),
         ([{"type": "a.Transformer", "path": "0"}, {"type": "a.Pooling", "path": "1"}], UnsupportedError),
         ([{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "../../etc"}], UnsafeFileError),
         ([], UnsupportedError),
         ([7], FileFormatError),
         ({}, FileFormatError),
     ],
-)  # fmt: skip
+)
 def test_steps_that_are_not_done_here_are_refused(own: Path, modules: Any, error: type) -> None:
     (own / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(error):

@@ -17,7 +17,23 @@ DRAWERS = {
     "utils", "util", "helpers", "helper", "common", "misc", "base", "manager", "managers", "legacy", "new", "old", "v2",
     "tools_misc", "shared", "stuff", "functions", "constants",
 }  # fmt: skip
-PUBLIC = ["LanguageModel", "adapt", "ask", "build", "compress", "finetune", "load", "sampling", "verify_model"]
+PUBLIC = [
+    "LanguageModel",
+    "adapt",
+    "add_document",
+    "ask",
+    "build",
+    "compress",
+    "finetune",
+    "list_documents",
+    "load",
+    "load_encoder",
+    "open_assistant",
+    "remove_document",
+    "sampling",
+    "serve",
+    "verify_model",
+]
 BLOCK = 12  # lines that may not stand in two places
 
 

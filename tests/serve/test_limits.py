@@ -280,7 +280,7 @@ def test_malformed_fields_are_the_clients_fault(assistant: Assistant, body: str)
     assert reply.status == 400
     error = reply.json["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
-    assert "Traceback" not in error["message"] and "/openapi.json" in error["message"] or "Send" in error["message"]
+    assert ("Traceback" not in error["message"] and "/openapi.json" in error["message"]) or "Send" in error["message"]
 
 
 async def _raw(assistant: Assistant, body: bytes) -> Reply:

@@ -12,7 +12,7 @@ from almanac.assistant.settings import BuildSettings
 from almanac.core.errors import FileFormatError
 from almanac.retrieve.chunk.chunk import Chunk
 from almanac.retrieve.chunk.headings import chunk_document
-from almanac.retrieve.clean import Policy, clean_documents
+from almanac.retrieve.clean import KEPT, Cleaned, Policy, clean_documents
 from almanac.retrieve.index.manifest import Entry
 from almanac.retrieve.read.document import Document
 from almanac.retrieve.read.folder import read_file
@@ -63,9 +63,13 @@ def add_document(assistant: Assistant, file: Path, name: str) -> Added:
     """
     readings = read_file(file, name)
     cleaned = clean_documents([reading.document for reading in readings], policy=policy_of(assistant.settings))
+    left_out = [f"{entry.path} was left out: {entry.outcome} {entry.of}" for entry in cleaned.report.entries]
+    left_out = [
+        note.strip() for note, entry in zip(left_out, cleaned.report.entries, strict=True) if entry.outcome != KEPT
+    ]
     if not cleaned.documents:
-        raise FileFormatError(f"{name} holds nothing to keep", remedy="Look at the policy for personal data.")
-    notes = [note for reading in readings for note in reading.notes]
+        raise FileFormatError("; ".join(left_out), remedy="The assistant's policy for personal data decided so.")
+    notes = [note for reading in readings for note in reading.notes] + left_out
     same = {entry.digest: entry.path for entry in assistant.index.documents}
     notes += (
         f"{document.path} has the same bytes as {same[document.digest]}"
@@ -73,7 +77,7 @@ def add_document(assistant: Assistant, file: Path, name: str) -> Added:
         if same.get(document.digest, document.path) != document.path
     )
     change = assistant.index.add(
-        chunked(cleaned.documents, assistant.lm.tokenizer, assistant.settings), languages=cleaned.report.languages
+        chunked(cleaned.documents, assistant.lm.tokenizer, assistant.settings), languages=languages_of(cleaned)
     )
     paths = {document.path for document in cleaned.documents}
     entries = tuple(entry_dict(entry) for entry in assistant.index.documents if entry.path in paths)
@@ -104,6 +108,11 @@ def chunked(
         found.append((document, chunks))
         tell(done, len(documents))
     return found
+
+
+def languages_of(cleaned: Cleaned) -> dict[str, str]:
+    """The language of every document, by its path."""
+    return {entry.path: entry.language for entry in cleaned.report.entries}
 
 
 def policy_of(settings: BuildSettings) -> Policy:

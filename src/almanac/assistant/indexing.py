@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from almanac.assistant.ask import INDEX
-from almanac.assistant.documents import chunked, policy_of
+from almanac.assistant.documents import chunked, languages_of, policy_of
 from almanac.assistant.settings import BuildSettings
 from almanac.assistant.stages import StageReport, Summary
 from almanac.core.errors import NotFoundError, UnsupportedError
@@ -74,7 +74,7 @@ class Indexing:
         for start in range(0, len(documents), BATCH):
             part = documents[start : start + BATCH]
             tell.tell(start, len(documents), part[0].path)
-            index.add(chunked(part, tokenizer, self.settings), languages=self.cleaned.report.languages)
+            index.add(chunked(part, tokenizer, self.settings), languages=languages_of(self.cleaned))
         self._remember(encoder, now)
         return {
             "passages": len(index), "documents": len(index.documents), "skipped": len(self.found.skipped),

@@ -29,7 +29,7 @@ _ON_DATE = re.compile(rf"(?:^| )[Oo]n (?P<answer>{_DATE})\b,?")
 _IN_YEAR = re.compile(r"(?:^| )[Ii]n (?P<answer>1[0-9]{3}|20[0-9]{2})(?=[ ,.]),?(?! (?:and|to|or)\b)")
 _WORDS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty|sixty|hundred"
 _COUNT = re.compile(
-    rf"(?<![\w.,$£€-] )(?<![\w.,$£€-])(?P<answer>\d{{1,3}}(?:,\d{{3}})+|\d+(?:\.\d+)?|{_WORDS})"
+    rf"(?<![\w.,$£€-])(?<!the )(?<!The )(?P<answer>\d{{1,3}}(?:,\d{{3}})+|\d+(?:\.\d+)?|{_WORDS})"
     r" (?P<unit>(?:[a-z]{3,} )?[a-z]{3,}s)\b(?! (?:ago|old))"
 )
 _SHARE = re.compile(r"(?<![\w.,–-])(?P<answer>\d+(?:\.\d+)?(?: ?%| percent| per cent))(?= of)")
@@ -54,7 +54,8 @@ _OPENERS = frozenset(
     """a an the in on at by for from with without as after before during since until while when where if although though
     because so but and or yet nor not no many most some several few all both each every another other there here then
     thus hence once below above only even much more less such what how why who whose your our my its his her their according despite
-    among between under over within through throughout unlike like because using used based today later early late
+    among between under over within through throughout unlike like because using used based today later
+    early late
     finally first second third next two three four five six seven eight nine ten
     was were is are has had did does do can could will would should""".split()
 )

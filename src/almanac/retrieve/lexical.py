@@ -139,9 +139,18 @@ class Postings:
                 continue
             part = slice(self.starts[column], self.starts[column + 1])
             rows, counts = self.rows[part], self.counts[part]
-            idf = math.log(1 + (len(total) - len(rows) + 0.5) / (len(rows) + 0.5))
-            total[rows] += (times * idf) * (counts / (counts + self.norms[rows]))  # float64 from here on
+            total[rows] += (times * self.idf(len(rows))) * (counts / (counts + self.norms[rows]))  # float64 from here on
         return total
+
+    def idf(self, holding: int) -> float:
+        """How much a term weighs that ``holding`` chunks hold."""
+        return math.log(1 + (len(self.lengths) - holding + 0.5) / (holding + 0.5))
+
+    def weights(self, query: str) -> dict[str, float]:
+        """Each term that ``query`` asks for with its idf; a term that no chunk holds weighs most."""
+        places = {term: self.vocabulary.get(term) for term in query_terms(query)}
+        held = {term: 0 if at is None else int(self.starts[at + 1] - self.starts[at]) for term, at in places.items()}
+        return {term: self.idf(count) for term, count in held.items()}
 
     def search(
         self, query: str, k: int, *, groups: NDArray[np.int32] | None = None, per_group: int | None = None

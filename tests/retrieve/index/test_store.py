@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 import socket
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrieve.index.corpus import Pair, WordVectors, chunks_of, document, fingerprint
 
@@ -83,8 +84,8 @@ def test_every_mode_finds_by_its_own_means(tmp_path: Path) -> None:
 
 
 def test_the_fused_ranking_is_the_fusion_of_both(tmp_path: Path) -> None:
-    settings = IndexSettings(candidates=3, rank_constant=10, dense_weight=0.5)
-    index = DocumentIndex.create(tmp_path / "i", embedder=WordVectors(), settings=settings)
+    chosen = IndexSettings(candidates=3, rank_constant=10, dense_weight=0.5)
+    index = DocumentIndex.create(tmp_path / "i", embedder=WordVectors(), settings=chosen)
     index.add([CATS, BILLS, SEA])
     query = "the yellow cat is signed"
     expected: dict[str, float] = {}
@@ -95,14 +96,14 @@ def test_the_fused_ranking_is_the_fusion_of_both(tmp_path: Path) -> None:
     assert {hit.chunk.id: hit.score for hit in found} == pytest.approx(
         dict(sorted(expected.items(), key=lambda pair: -pair[1])[:3])
     )
-    assert reopened(index).settings == settings
+    assert reopened(index).settings == chosen
 
 
 def test_lexical_scores_are_those_of_the_index_in_memory(tmp_path: Path) -> None:
     rng = random.Random(5)
     pairs = [document(f"{n:02}", *[" ".join(rng.choices("abcdefgh", k=9)) * 1 for _ in range(3)]) for n in range(12)]
-    settings = IndexSettings(k1=0.9, b=0.7, boost=1)
-    index = DocumentIndex.create(tmp_path / "i", embedder=None, settings=settings)
+    chosen = IndexSettings(k1=0.9, b=0.7, boost=1)
+    index = DocumentIndex.create(tmp_path / "i", embedder=None, settings=chosen)
     for pair in rng.sample(pairs, k=len(pairs)):
         index.add([pair])
     index.remove(["03", "07"])
@@ -113,6 +114,7 @@ def test_lexical_scores_are_those_of_the_index_in_memory(tmp_path: Path) -> None
         assert index.search(query, 50) == expected == reopened(index).search(query, 50)
 
 
+@settings(max_examples=15)
 @given(
     st.lists(st.tuples(st.sampled_from(["add", "remove", "reopen"]), st.integers(0, 5), st.integers(0, 2)), max_size=9)
 )
@@ -153,14 +155,13 @@ def test_unchanged_documents_cost_nothing_and_edits_only_what_changed(tmp_path: 
 def test_a_group_is_added_whole_or_not_at_all(tmp_path: Path) -> None:
     index = made(tmp_path, CATS)
     before = files(index.folder)
-    bad = document("bad.md", "a \ud800 b")
+    half = Document("half.md", "t", (Section((), 0, "a\ud800b", 0, 3),), "d")
     wrong = (SEA[0], [dataclasses.replace(SEA[1][0], text="forged")])
     shifted = dataclasses.replace(SEA[0], sections=(Section((), 0, "x", 3, 4),))
     foreign = (SEA[0], list(CATS[1]))
     surrogate = (dataclasses.replace(BILLS[0], path="\udcff"), [])
-    cases = [wrong, (shifted, []), foreign, surrogate, (dataclasses.replace(SEA[0], title="\ud9ff"), []),
+    cases = [wrong, (half, []), (shifted, []), foreign, surrogate, (dataclasses.replace(SEA[0], title="\ud9ff"), []),
              (dataclasses.replace(SEA[0], path=""), []), (dataclasses.replace(SEA[0], path="p" * 5000), [])]  # fmt: skip
-    assert bad[0].text == "a  b", "the reader takes lone surrogates out"
     for case in cases:
         with pytest.raises(RequestError, match="cannot be indexed"):
             index.add([BILLS, case])
@@ -169,8 +170,11 @@ def test_a_group_is_added_whole_or_not_at_all(tmp_path: Path) -> None:
     assert files(index.folder) == before and [one.path for one in index.documents] == ["cats.md"]
 
 
-HOSTILE = ["../../escape", "/etc/passwd", "a\0b", "line\nbreak", ".lock", "current", "con", "x" * 4096, "‮gpj", "é", "é",
-           "segments/x.safetensors", "a/../b", "~root", "C:\\x", "'; DROP TABLE d; --", "__proto__", '{"$ref": 1}', " "]  # fmt: skip
+HOSTILE = [
+    *("../../escape", "/etc/passwd", "a\0b", "line\nbreak", ".lock", "current", "con", "x" * 4096, "\u202egpj", " "),
+    *("\u00e9", "e\u0301", "segments/x.safetensors", "a/../b", "~root", "C:\\x", "'; DROP TABLE d; --", "__proto__"),
+    '{"$ref": 1}',
+]
 
 
 def test_paths_are_data_and_never_names_of_files(tmp_path: Path) -> None:
@@ -205,7 +209,7 @@ def test_generated_paths_come_back_exactly_or_are_refused(tmp_path: Path) -> Non
             sound.append(path)
         except UnicodeEncodeError:
             with pytest.raises(RequestError, match="Unicode"):
-                index.add([document(path, "x")])
+                index.add([(Document(path, "t", (), "d"), [])])
             refused += 1
     index.add([document(path, f"text{n}") for n, path in enumerate(sound)])
     again = reopened(index)
@@ -262,7 +266,7 @@ def test_unknown_documents_and_folders_are_named(tmp_path: Path) -> None:
         index.remove(["cats.md", "absent"])
     assert len(index.documents) == 2, "all or none"
     assert index.remove([]) == () and index.remove("sea.md") == ("sea.md",)
-    with pytest.raises(NotFoundError, match="No document 'sea.md'"):
+    with pytest.raises(NotFoundError, match=r"No document 'sea\.md'"):
         index.document("sea.md")
     for folder in (tmp_path / "nothing", tmp_path):
         with pytest.raises(NotFoundError, match="No index"):
@@ -322,8 +326,6 @@ def test_an_index_of_another_version_is_not_fallen_back_from(tmp_path: Path) -> 
     for forged in (data.replace(b"index.1", b"index.7"), data.replace(b'"chunks"', b'"chunkz"'), b"[]", b"{}"):
         if forged == data:
             continue
-        import hashlib
-
         other = dataclasses.replace(name, sha256=hashlib.sha256(forged).hexdigest())
         (index.folder / other.file).write_bytes(forged)
         layout.move_pointer(index.folder, other)

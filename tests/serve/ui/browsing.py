@@ -10,6 +10,8 @@ from serve.ui.stub import State
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 CANARY = "window.ran = []; window.pwned = (...what) => { window.ran.push(String(what)); };"
+# No name resolves, whatever a page asks for; requests are counted where the page makes them.
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
 EXPECTED = ("Failed to load resource",)  # the browser's own note on every status of 400 and above
 
 
@@ -20,7 +22,7 @@ def executable() -> str | None:
 
 @dataclass
 class Visit:
-    """A page and what was seen of it. ``outside`` are requests that left the origin, each of them stopped."""
+    """A page and what was seen of it. ``outside`` are requests that left the origin, none of them answered."""
 
     page: Any
     origin: str
@@ -31,9 +33,9 @@ class Visit:
     popups: list[str] = field(default_factory=list)
 
     def watch(self) -> None:
-        """Stops what goes outside, and notes dialogs, errors, warnings and windows."""
+        """Notes requests, dialogs, errors, warnings and windows."""
         context = self.page.context
-        context.route("**/*", self._route)
+        context.on("request", self._request)
         context.add_init_script(CANARY)
         context.on("page", lambda page: self.popups.append(page.url))
         self.page.on("dialog", self._dialog)
@@ -41,14 +43,9 @@ class Visit:
         self.page.on("websocket", lambda socket: self.outside.append(socket.url))
         self.page.on("console", self._console)
 
-    def _route(self, route: Any) -> None:
-        url = route.request.url
-        if url.startswith(f"{self.origin}/"):
-            self.inside.append(url.removeprefix(self.origin))
-            route.continue_()
-        else:
-            self.outside.append(url)
-            route.abort()
+    def _request(self, request: Any) -> None:
+        inside = request.url.startswith(f"{self.origin}/")
+        (self.inside if inside else self.outside).append(request.url.removeprefix(self.origin))
 
     def _dialog(self, dialog: Any) -> None:
         self.trouble.append(f"dialog: {dialog.message}")
@@ -61,7 +58,8 @@ class Visit:
     def open(self, at: str = "") -> Any:
         """Loads the page and waits until it knows its assistant."""
         self.page.goto(f"{self.origin}/{at}")
-        self.page.wait_for_function("document.title.includes('·') || document.querySelector('dialog[open]')")
+        settled = "#welcome > :first-child, dialog[open], #banner:not([hidden])"
+        self.page.wait_for_selector(settled, state="attached")  # by selector: the page's policy forbids what is eval'd
         return self.page
 
     def ask(self, question: str, state: str = "checked") -> Any:

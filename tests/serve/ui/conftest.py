@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from serve.ui.browsing import Visit, executable
+from serve.ui.browsing import ARGUMENTS, Visit, executable
 from serve.ui.sample import library
 from serve.ui.stub import State, serving
 
@@ -22,7 +22,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip("the tests of the page need a Chromium (chromium-headless-shell, chromium or google-chrome)")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        started = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield started
         started.close()
 

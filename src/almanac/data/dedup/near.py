@@ -40,6 +40,7 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NearDuplicates(Value):
     """How near copies are found: ``threshold`` is the Jaccard similarity from which two texts count as one."""
 
@@ -135,6 +136,7 @@ class NearIndex(Generic[Key]):
             )
         self.bands, self._rows = band_shape(self.settings.threshold, length=self.settings.signature)
         self._keys: list[Key] = []
+        self._numbers: dict[Key, list[int]] = defaultdict(list)
         self._gone: set[int] = set()
         self._sets: list[np.ndarray] = []  # uint64 [n] each
         self._signatures = np.zeros((0, self.settings.signature), np.uint32)  # [capacity, k]
@@ -155,13 +157,14 @@ class NearIndex(Generic[Key]):
             self._signatures = np.concatenate([self._signatures, more])
         self._signatures[number] = signature
         self._keys.append(key)
+        self._numbers[key].append(number)
         self._sets.append(found)
         for band in self._bands_of(signature):
             self._buckets[band].append(number)
 
     def remove(self, key: Key) -> None:
         """Forgets every text kept under ``key``; an unknown key is nothing to forget."""
-        self._gone.update(number for number, known in enumerate(self._keys) if known == key)
+        self._gone.update(self._numbers.pop(key, ()))
 
     def matches(self, text: str, *, without: Key | None = None) -> list[tuple[Key, float]]:
         """(key, exact similarity) of the kept texts at or above the threshold, most similar first, then oldest first.

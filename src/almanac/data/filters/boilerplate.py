@@ -26,6 +26,7 @@ _ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BoilerplateRule(Value):
     """From which document frequency a line is boilerplate, and how much of one document may go."""
 

@@ -72,6 +72,11 @@ def identify(text: str, *, lingua: bool = True) -> Language:
     return _by_words(shares) if detector is None else _by_lingua(detector, sample, shares)
 
 
+def lingua_is_there() -> bool:
+    """Whether the optional library can be asked (and from now on it is loaded)."""
+    return _detector() is not None
+
+
 def _sample(text: str) -> str:
     if len(text) > 4 * SAMPLE_CHARACTERS:  # before looking for code: that would read all of it
         third = SAMPLE_CHARACTERS

@@ -32,11 +32,12 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Repaired:
-    """The repaired text, the changes that lead to it (in order, apart from each other), and notes."""
+    """The repaired text, the changes that lead to it (in order, apart from each other), and a note if it could
+    not be looked for."""
 
     text: str
     changes: tuple[Change, ...] = ()
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
 
 def apply_changes(text: str, changes: tuple[Change, ...]) -> str:
@@ -53,7 +54,7 @@ def repair(text: str) -> Repaired:
     """``text`` with broken characters mended outside code; each change is as narrow as its line allows."""
     fix = _fixer()
     if fix is None:
-        return Repaired(text, notes=(ABSENT,))
+        return Repaired(text, note=ABSENT)
     if text.isascii() and "\x1b" not in text:
         return Repaired(text)  # nothing in it can be broken
     changes: list[Change] = []

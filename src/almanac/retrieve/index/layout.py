@@ -29,7 +29,7 @@ from almanac.retrieve.index.segment import Segment, decode_segment
 
 POINTER, SEGMENTS, _SUFFIX = "current", "segments", ".safetensors"
 MAX_MANIFEST_BYTES, MAX_SEGMENT_BYTES = 1 << 30, 4 << 30
-_LOST = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ENXIO)
+_LOST = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 _ATTEMPTS = 100
 
 
@@ -76,13 +76,16 @@ def find(folder: Path) -> Found:
             raise NotFoundError(f"No index is in {quoted(folder, limit=200)}", remedy="Build the index first.")
         pointed = _pointed(before)
         notes = [] if pointed else ["the pointer to the current generation was damaged"]
+        tried = []
         for name in _in_order(names, pointed):
+            tried.append(name)
             data = _whole(folder, name)
             if data is not None:
                 manifest = parse_manifest(data, name)
-                copies = [_whole(folder, other) for other in names if other.generation == name.generation]
-                if len(copies) < len(COPIES) or None in copies:
-                    notes.append(f"a copy of generation {name.generation} was damaged or missing")
+                spares = [other for other in names if other not in tried]
+                notes += [f"{other.file} was damaged" for other in spares if _whole(folder, other) is None]
+                if sum(other.generation == name.generation for other in names) < len(COPIES):
+                    notes.append(f"a copy of generation {name.generation} was missing")
                 return Found(name, manifest, tuple(notes))
             notes.append(f"{name.file} was damaged or missing")
         if pointer(folder) == before:
@@ -196,16 +199,23 @@ def _read(path: Path, limit_bytes: int) -> bytearray | None:
     try:
         # O_NONBLOCK: opening a named pipe must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb", buffering=0) as stream:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
-                return None
-            data = bytearray(status.st_size)
-            at = 0
-            while at < len(data) and (count := stream.readinto(memoryview(data)[at:])):
-                at += count
-            return data[:at]
     except OSError as error:
         if error.errno in _LOST:
             return None
         raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
+            return None
+        data = bytearray(status.st_size)
+        at = 0
+        with os.fdopen(os.dup(descriptor), "rb", buffering=0) as stream:
+            while at < len(data) and (count := stream.readinto(memoryview(data)[at:])):
+                at += count
+        return data[:at]
+    except OSError as error:
+        if error.errno == errno.EIO:  # a sector that the disk cannot read any more
+            return None
+        raise
+    finally:
+        os.close(descriptor)

@@ -1,8 +1,8 @@
 """A segment: one document with its chunks, vectors and term counts, as one immutable safetensors file.
 
-Tensors: ``text`` and ``terms.vocabulary`` (UTF-8, terms one per line) and ``outline`` (JSON) as uint8; ``terms.rows``,
-``terms.terms`` and ``terms.counts`` int32 [entries] (see `lexical.Counts`); ``vectors`` float32 [chunks, dim], with
-dim 0 in an index without vectors. Chunks and sections are kept as places in the text, so no text is stored twice.
+Tensors: ``text`` and ``vocabulary`` (UTF-8, a term a line) and ``outline`` (JSON) as uint8; ``terms`` int32
+[3, entries]: rows, terms and counts of `lexical.Counts`; ``vectors`` float32 [chunks, dim], with dim 0 in an index
+without vectors. Chunks and sections are kept as places in the text, so no text is stored twice.
 What is read is checked whatever its digest says: an index may come from somebody else.
 """
 
@@ -115,10 +115,8 @@ def encode_segment(content: Content, counts: Counts, vectors: Vectors) -> bytes:
     tensors = {
         "text": _bytes(content.text),
         "outline": _bytes(content.outline),
-        "terms.vocabulary": _bytes("\n".join(counts.vocabulary).encode("utf-8", "surrogatepass")),
-        "terms.rows": counts.rows,
-        "terms.terms": counts.terms,
-        "terms.counts": counts.counts,
+        "vocabulary": _bytes("\n".join(counts.vocabulary).encode("utf-8")),
+        "terms": np.stack([counts.rows, counts.terms, counts.counts]),
         "vectors": np.ascontiguousarray(vectors, np.float32),
     }
     return safetensors.numpy.save(tensors, metadata=_FORMAT)
@@ -143,9 +141,9 @@ def decode_segment(data: bytes | bytearray, *, source: str) -> Segment:
         text = file["text"].numpy().tobytes().decode("utf-8")
         outline = parse_json(file["outline"].numpy().tobytes(), source=f"The outline in {source}", max_depth=6)
         document = _document(outline, text)
-        lines = file["terms.vocabulary"].numpy().tobytes().decode("utf-8", "surrogatepass")
-        numbers = [file[f"terms.{name}"].numpy() for name in ("rows", "terms", "counts")]
-        counts = Counts(lines.split("\n") if lines else [], *numbers, chunks=len(document.chunks))
+        lines = file["vocabulary"].numpy().tobytes().decode("utf-8")
+        rows, numbers, times = file["terms"].numpy()
+        counts = Counts(lines.split("\n") if lines else [], rows, numbers, times, len(document.chunks))
         _check_counts(counts)
         vectors = file["vectors"].numpy()
         if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(document.chunks):
@@ -159,8 +157,8 @@ def decode_segment(data: bytes | bytearray, *, source: str) -> Segment:
 
 def _check_counts(counts: Counts) -> None:
     rows, terms, times = counts.rows, counts.terms, counts.counts
-    if any(part.dtype != np.int32 or part.ndim != 1 or len(part) != len(rows) for part in (rows, terms, times)):
-        raise ValueError("term arrays that are not int32 of one length")
+    if rows.dtype != np.int32 or rows.ndim != 1:
+        raise ValueError("term arrays that are not int32 [3, entries]")
     limits = ((rows, 0, counts.chunks), (terms, 0, len(counts.vocabulary)), (times, 1, 1 << 31))
     if any(len(part) and not (low <= part.min() and part.max() < high) for part, low, high in limits):
         raise ValueError("term arrays that point outside")

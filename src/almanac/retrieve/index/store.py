@@ -195,6 +195,10 @@ class DocumentIndex:
                 return [Hit(snapshot.chunks[row], score) for row, score in fused[:k]]
             depth *= 4  # one document fills the rankings: look further down
 
+    def term_weights(self, query: str) -> dict[str, float]:
+        """Each term that ``query`` asks for with its weight, the rarer the more; see `lexical.Postings.weights`."""
+        return self._snapshot.postings.weights(query)
+
     def _lexical(self, snapshot: Snapshot, query: str, k: int, per: int | None) -> tuple[Places, Scores]:
         return snapshot.postings.search(query, k, groups=snapshot.owners, per_group=per)
 

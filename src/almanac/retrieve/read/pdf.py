@@ -63,7 +63,9 @@ def read(data: bytes, path: str) -> Reading:
         ) from error
     file = _open(raw, data, path)
     running = _running(file.pages)
-    numbered = [(number, block) for number, page in enumerate(file.pages) for block in _page_blocks(page, running)]
+    laid_out = [(number, block) for number, page in enumerate(file.pages) for block in _page_blocks(page, running)]
+    numbered = [(number, block) for number, block in laid_out if block.kind != "contents"]
+    contents = len(laid_out) - len(numbered)
     scans = [number for number, page in enumerate(file.pages, 1) if page.images and not page.runs]
     if not numbered and scans:
         raise FileFormatError(
@@ -76,6 +78,7 @@ def read(data: bytes, path: str) -> Reading:
     hidden = sum(page.hidden for page in file.pages)
     notes = (
         (dropped, f"left out {dropped} running heads, feet and page numbers"),
+        (contents, f"left out a table of contents of {contents} lines"),
         (hidden, f"removed {hidden} hidden characters"),
         (len(scans), f"pages of images only, not read: {_ranges(scans)}"),
         (file.unread, f"{file.unread} pages are damaged and were not read"),

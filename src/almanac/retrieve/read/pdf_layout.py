@@ -8,6 +8,7 @@ size and weight; words that a line end divides are joined.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 import re
@@ -18,7 +19,7 @@ from almanac.retrieve.read.pdf_page import GAP, HYPHEN, Run
 MAX_COLUMNS = 4
 _STRIP = 2.0  # points, the step of the search for gutters
 _MIN_GUTTER = 6.0  # points
-_CROSSED = 0.15  # of the text beside a gutter that may cross it
+_CROSSED = 0.3  # of the text beside a gutter that may cross it
 _PROSE_CHARACTERS = 18  # of a typical line in a column; cells of tables are shorter
 _COLUMN_LINES = 4
 _FAR = 1.35  # typical line distances that part two paragraphs
@@ -26,6 +27,7 @@ _ALIGNED = 3.0  # points
 _BULLET = re.compile(r"[•◦▪‣●○■·–\-*\uf0b7]\s+(?=\S)")
 _ITEM = re.compile(r"(?:[•◦▪‣●○■·–\-*\uf0b7]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s+\S")
 _SENTENCE_END = re.compile(r"[.!?:;][\"'”’)\]]*$")
+_LEADERS = re.compile(r"(?:[.·…]\s?){5,}\s*[\divxlc]+$", re.IGNORECASE)
 _DIVIDED = re.compile(r"(?<=[^\W\d_])-$")
 
 
@@ -48,7 +50,7 @@ class Line:
 
 @dataclasses.dataclass
 class Block:
-    """``kind`` is ``text``, ``list`` or ``table``; ``first`` and ``last`` of a column or page may belong together."""
+    """``kind`` is ``text``, ``list``, ``table`` or ``contents`` (lines of a table of contents)."""
 
     kind: str
     text: str
@@ -70,25 +72,43 @@ def flows(runs: list[Run], columns: int = MAX_COLUMNS) -> list[list[Run]]:
     gutter = _gutter(runs) if columns > 1 else None
     if gutter is None:
         return [runs] if runs else []
-    spanning = sorted((run for run in runs if run.left < gutter < run.right), key=lambda run: -run.top)
-    edges = [(run.top + run.bottom) / 2 for run in spanning]
+    spanning = sorted((run for run in runs if run.left < gutter < run.right), key=_depth)
+    edges = [_depth(run) for run in spanning]
     bands: list[tuple[list[Run], list[Run]]] = [([], []) for _ in range(len(edges) + 1)]
     for run in runs:
         if not run.left < gutter < run.right:
-            middle = (run.top + run.bottom) / 2
-            bands[sum(edge > middle for edge in edges)][run.left >= gutter].append(run)
+            bands[bisect.bisect_left(edges, _depth(run))][run.left >= gutter].append(run)
     found: list[list[Run]] = []
     whole: list[Run] = []  # text across the columns, with the short lines that end its paragraphs
     for index, (left, right) in enumerate(bands):
         if index:
             whole.append(spanning[index - 1])
         if left and right:
-            found += [whole] if whole else []
-            whole = []
+            above, left, below = _outside(left, right)
+            found += [[*whole, *above]] if whole or above else []
+            whole = below
             found += flows(left, columns - 1) + flows(right, columns - 1)
         else:
             whole += left + right
     return found + ([whole] if whole else [])
+
+
+def _depth(run: Run) -> float:
+    """How far down the page a run stands, but for a constant factor."""
+    return -(run.top + run.bottom)
+
+
+def _outside(left: list[Run], right: list[Run]) -> tuple[list[Run], list[Run], list[Run]]:
+    """The left column without what stands before and after both columns: above the right one, or a table below."""
+    top = max(run.top for run in right)
+    bottom = min(run.bottom for run in right)
+    above = [run for run in left if run.bottom > top]
+    rest = sorted((run for run in left if run.bottom <= top), key=lambda run: -run.top)
+    for index, (before, after) in enumerate(itertools.pairwise(rest), 1):
+        near = abs(before.bottom - bottom) < 2.5 * before.size and before.bottom - after.top > 0.5 * after.size
+        if near and not _is_prose(rest[index:]):  # prose would be the rest of a column longer than the other
+            return above, rest[:index], rest[index:]
+    return above, rest, []
 
 
 def _gutter(runs: list[Run]) -> float | None:
@@ -135,7 +155,7 @@ def _is_prose(runs: list[Run]) -> bool:
 def _lines(runs: list[Run]) -> list[Line]:
     """Runs gathered into lines from top to bottom."""
     groups: list[list[Run]] = []
-    for run in sorted(runs, key=lambda run: (-(run.top + run.bottom), run.left)):
+    for run in sorted(runs, key=lambda run: (_depth(run), run.left)):
         if groups:
             first = groups[-1][0]
             overlap = min(first.top, run.top) - max(first.bottom, run.bottom)
@@ -199,6 +219,8 @@ def _parts(above: Line, below: Line, distance: float, edges: tuple[float, float]
     left, right = edges
     if abs(above.size - below.size) > 0.1 * max(above.size, below.size) or above.bold != below.bold:
         return True
+    if _LEADERS.search(above.text) or _LEADERS.search(below.text):
+        return True
     if above.bottom - below.bottom > _FAR * distance * below.size or _ITEM.match(below.text):
         return True
     indented = below.left - left > 0.8 * below.size and above.left - left < 0.5 * below.size
@@ -243,7 +265,9 @@ def _add(found: list[Block], lines: list[Line]) -> None:
     """Adds a paragraph, or an item to the list that the last block is."""
     text = joined([line.text for line in lines])
     block = Block("text", text, lines[0].size, all(line.bold for line in lines), len(lines))
-    if _ITEM.match(text):
+    if _LEADERS.search(text):
+        block.kind = "contents"
+    elif _ITEM.match(text):
         block.kind = "list"
         block.text = _BULLET.sub("- ", text, count=1)
         if found and found[-1].kind == "list" and abs(found[-1].size - block.size) < 1:
@@ -263,11 +287,9 @@ def joined(texts: list[str]) -> str:
 
 def ends(above: str, below: str) -> tuple[str, str]:
     """``above`` without the hyphen that divides its last word, and what joins it to ``below``."""
-    if below[:1].islower():
-        if above.endswith((HYPHEN, "\u00ad")):
-            return above[:-1], ""
-        if _DIVIDED.search(above) and "-" not in above[:-1].rpartition(" ")[2]:
-            return above[:-1], ""
-    if above.endswith((HYPHEN, "-")) and not above.endswith(" -"):
-        return above.replace(HYPHEN, "-"), ""
+    divided = above.replace(HYPHEN, "-").replace("\u00ad", "-")
+    if below[:1].islower() and _DIVIDED.search(divided) and "-" not in divided[:-1].rpartition(" ")[2]:
+        return above[:-1], ""
+    if divided.endswith("-") and not divided.endswith(" -"):
+        return divided, ""
     return above, " "

@@ -55,7 +55,7 @@ class PageText:
 class _Style:
     size: float
     bold: bool
-    quarter: int  # turns of 90 degrees against the page
+    quarter: int  # turns of 90 degrees against the clock (PDFium's angles go with it)
     white: bool
     invisible: bool
 
@@ -138,7 +138,7 @@ class _Reader:
         matrix = raw.FS_MATRIX()
         scale = math.hypot(matrix.c, matrix.d) if raw.FPDFText_GetMatrix(handle, index, matrix) else 1.0
         angle = raw.FPDFText_GetCharAngle(handle, index)
-        quarter = round(angle / (math.pi / 2)) % 4 if angle >= 0 and math.isfinite(angle) else 0
+        quarter = -round(angle / (math.pi / 2)) % 4 if angle >= 0 and math.isfinite(angle) else 0
         height = box[3] - box[1] if quarter % 2 == 0 else box[2] - box[0]
         size = raw.FPDFText_GetFontSize(handle, index) * scale
         if not height / 3 <= size <= height * 3:  # scaled once more by a form around it

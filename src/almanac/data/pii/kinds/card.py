@@ -1,7 +1,7 @@
 """Payment card numbers (ISO/IEC 7812-1): a known issuer prefix, a length that issuer uses, and the Luhn check digit.
 
 Written solid, or in the groups printed on cards (4-4-4-4, 4-6-5, 4-6-4, and a rest) with spaces, hyphens or dots. The
-prefix matters because one number in ten passes Luhn by chance.
+prefix matters because one number in ten passes Luhn by chance; a number without a known one needs "card" before it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from almanac.data.pii.span import CHECKED, PersonalData
+from almanac.data.pii.span import CHECKED, LIKELY, PersonalData
 
 _GROUPED = re.compile(
-    r"(?<![\d])(?<!\d[ .-])(?:\d{4}([ .-])(?:\d{4}\1\d{4}\1\d{1,4}(?:\1\d{1,3})?|\d{6}\1\d{4,5})|\d{12,19})(?![ .-]?\d)"
+    r"(?<!\w)(?<!\d[ .])(?<!\w[-_/])"  # a run inside an address or a longer row of digits is something else
+    r"(?:\d{4}([ .-])(?:\d{4}\1\d{4}\1\d{1,4}(?:\1\d{1,3})?|\d{6}\1\d{4,5})|\d{12,19})(?![ .-]?\d)"
 )
+_CONTEXT = re.compile(r"\b(?:(?:credit|debit|bank) ?)?cards?\b|\bkreditkarte|\bcarte\b|\btarjeta\b", re.IGNORECASE)
 _ISSUERS = (  # prefix, lengths
     (re.compile("4"), (13, 16, 19)),  # Visa
     (re.compile("5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720"), (16,)),  # Mastercard
@@ -41,5 +43,9 @@ def find(text: str) -> Iterator[PersonalData]:
     """Card numbers in ``text``."""
     for match in _GROUPED.finditer(text):
         digits = re.sub(r"\D", "", match[0])
-        if any(prefix.match(digits) and len(digits) in lengths for prefix, lengths in _ISSUERS) and luhn(digits):
+        if not luhn(digits):
+            continue
+        if any(prefix.match(digits) and len(digits) in lengths for prefix, lengths in _ISSUERS):
             yield PersonalData("card", match.start(), match.end(), CHECKED)
+        elif _CONTEXT.search(text[max(0, match.start() - 40) : match.start()]):
+            yield PersonalData("card", match.start(), match.end(), LIKELY)

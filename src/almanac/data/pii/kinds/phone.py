@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from almanac.data.pii.span import CONTEXT, LIKELY, SHAPED, PersonalData
 
-_RUN = re.compile(r"(?<![\w.,/$€£#=%+-])(?<![$€£#+]\()[+(]{0,2}\d[\d ().\u2010-\u2013/-]{5,24}\d")
+_RUN = re.compile(r"(?<![\w$€£#%+-])(?<!\d[.,/])(?<![$€£#+]\()[+(]{0,2}\d[\d ().\u2010-\u2013/-]{5,24}\d")
 _GROUP = re.compile(r"\d+")
 _SEPARATORS = re.compile(r"[ .\u2010-\u2013/-]|\) ?|[ -]?\(|\)[ -]|\) \(| \(?|\)-| - |[ .-]\(0\)[ .-]?|\(0\)[ .-]?")
 _EXTENSION = re.compile(r",? ?(?:x|ext\.?|extension) ?\d{1,5}(?!\d)", re.IGNORECASE)
@@ -24,36 +24,58 @@ _PROMISING = re.compile(
     r"[+(]|0\d|(?:1[ .\u2010-\u2013-])?[2-9]\d\d[ .\u2010-\u2013/-][2-9]\d\d[ .\u2010-\u2013-]\d{4}"
 )
 _NANP = re.compile(r"(?:1)?[2-9]\d\d[2-9]\d{6}")
-_DATE = re.compile(r"(?:19|20)\d\d[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](?:19|20)?\d\d(?!\d)")
-_CONTEXT = re.compile(
-    r"\b(?:tele)?phones?\b|\btel\b|\bmobile\b|\bcell(?:ular|phone)?\b|\bfax\b|\bcall(?:ed|ing)?\b|\bdial\b|\bsms\b"
-    r"|\bwhatsapp\b|\bring (?:me|us)\b|\btext me\b|\bcontact number|\bhotline\b|\blandline\b|\bhelpline\b"
-    r"|\breach(?:ed)? (?:me|us|him|her|them)?|\btelefono?\b|\bteléfono\b|\btéléphone\b|\btelefone\b|\btelefoon\b"
-    r"|\bhandy\b|\bmóvil\b|\bcelular\b|\bcellulare\b|\bportable\b|\brufnummer\b|\bdurchwahl\b|电话|電話|телефон",
-    re.IGNORECASE,
+_DATE = re.compile(
+    r"(?:(?:19|20)\d\d([./-])(?:1[0-2]|0?[1-9])\1(?:3[01]|[12]\d|0?[1-9])"
+    r"|(?:3[01]|[12]\d|0?[1-9])([./-])(?:3[01]|[12]\d|0?[1-9])\2(?:19|20)?\d\d)(?!\d|[./-]\d)"
 )
+_WORDS = (
+    "phone", "phones", "telephone", "tel", "mobile", "cell", "cellular", "cellphone", "fax", "call", "called", "calling",
+    "dial", "sms", "whatsapp", "ring me", "ring us", "text me", "contact number", "hotline", "landline", "helpline",
+    "reach me", "reach us", "reach him", "reach her", "reach them", "reached", "desk:", "office:", "home:", "work:",
+    "telefon", "telefono", "teléfono", "téléphone", "telefone", "telefoon", "handy", "móvil", "celular", "cellulare",
+    "portable", "rufnummer", "durchwahl", "телефон", "电话", "電話",
+)  # fmt: skip
+_LABEL_AFTER = re.compile(r"[ ,-]{0,2}[(\[]?(?:office|mobile|cell|fax|phone|landline|direct)\b", re.IGNORECASE)
 _FAR = 40  # characters before a number in which such a word speaks for it
 
 
 def find(text: str) -> Iterator[PersonalData]:
     """Telephone numbers in ``text``."""
-    words = [match.end() for match in _CONTEXT.finditer(text)]
+    words = _word_ends(text)
     place = 0
     while match := _RUN.search(text, place):
         start, run = match.start(), match[0]
         following = bisect.bisect_right(words, start)
         near = following > 0 and start - words[following - 1] <= _FAR
+        near = near or _LABEL_AFTER.match(text, match.end()) is not None
         groups = [(found.start(), found.end()) for found in _GROUP.finditer(run)]
         place = start + groups[0][1]
         if not near and not _PROMISING.match(run):
             continue
-        if _LONGER.match(text, match.end()):
+        if _LONGER.match(text, match.end()) and not _EXTENSION.match(text, match.end()):
             groups.pop()
         end, confidence = _longest(run, groups, near)
         if confidence:
             extension = _EXTENSION.match(text, start + end)
             place = extension.end() if extension else start + end
             yield PersonalData("phone", start, place, confidence)
+
+
+def _word_ends(text: str) -> list[int]:
+    """Where the words end that speak for a number after them, in order; ten times faster than one long pattern."""
+    lower = text.lower()
+    if len(lower) != len(text):  # one letter of Turkish grows; offsets matter more than its case
+        lower = text
+    ends: list[int] = []
+    for word in _WORDS:
+        place = lower.find(word)
+        while place >= 0:
+            end = place + len(word)
+            inside = place and lower[place - 1].isalnum() and word.isascii()
+            if not inside and not (word[-1].isalpha() and word.isascii() and lower[end : end + 1].isalpha()):
+                ends.append(end)
+            place = lower.find(word, end)
+    return sorted(ends)
 
 
 def _longest(run: str, groups: list[tuple[int, int]], near: bool) -> tuple[int, float]:

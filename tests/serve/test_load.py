@@ -1,0 +1,373 @@
+"""Many clients at once on a real server (R20, short): nobody gets another's words, and everything goes back to rest.
+
+Of 64 clients, 30 % go away in the middle, some read slowly, some send nonsense, some half a request. Every answer is held
+against the one computed beforehand with nothing else running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve.world import Reply, call, running, scope_of, served
+
+from almanac.assistant.ask import Assistant
+from almanac.generate.sampling import sampling
+from almanac.serve.app import Application, create_app
+from almanac.serve.limits import Limits
+from almanac.serve.settings import ServeSettings
+
+SECONDS, CLIENTS, CANARIES = 7.0, 64, 24
+CHAT = "/v1/chat/completions"
+
+
+def body_of(index: int, **more: Any) -> dict[str, Any]:
+    words = [{"role": "user", "content": f"Canary {index}: which ship?"}]
+    return {"model": "model", "messages": words, "seed": index, "max_tokens": 4 + index % 9, **more}
+
+
+def answers(assistant: Assistant) -> list[str]:
+    """What each canary is to be told, computed alone."""
+    lm, found = assistant.lm, []
+    for index in range(CANARIES):
+        body = body_of(index)
+        draw = sampling(temperature=1.0, seed=index)
+        request = lm.request(lm.chat_tokens(body["messages"]), max_tokens=body["max_tokens"], sampling=draw)
+        found.append("".join(event.text for event in lm.engine().submit(request)))
+    return found
+
+
+class Wire:
+    """A connection that speaks HTTP by hand, so that it can speak it badly."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    async def __aenter__(self) -> Wire:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except ConnectionError:
+            return
+
+    async def ask(self, path: str, body: Any) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        self.writer.write(f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+        await self.writer.drain()
+
+    async def reply(self) -> tuple[int, bytes]:
+        raw = await self.reader.read()
+        head, _, body = raw.partition(b"\r\n\r\n")
+        status = int(head.split(b" ")[1])
+        return status, _unchunked(body) if b"chunked" in head.lower() else body
+
+
+def _unchunked(data: bytes) -> bytes:
+    out = b""
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        out, data = out + data[: int(size, 16)], data[int(size, 16) + 2 :]
+    return out
+
+
+async def one_client(port: int, rng: random.Random, right: list[str], tally: Counter[str]) -> None:
+    index = rng.randrange(CANARIES)
+    kind = rng.choices(["whole", "stream", "gone", "slow", "bad", "half"], [30, 25, 30, 5, 7, 3])[0]
+    async with Wire(port) as wire:
+        if kind == "half":
+            wire.writer.write(b"POST /v1/ask HTTP/1.1\r\nHost: lo")
+            await asyncio.sleep(0.2)
+        elif kind == "bad":
+            await wire.ask(CHAT, rng.choice([b"{", b"[]", b'{"n": 99999999999999999999}', b"\xff", b'{"a":' * 999]))
+            status, data = await wire.reply()
+            assert status == 400 and "error" in json.loads(data), (status, data)
+        elif kind == "gone":
+            long = rng.random() < 0.5
+            await wire.ask(CHAT, body_of(index, stream=rng.random() < 0.5, **({"max_tokens": 800} if long else {})))
+            await asyncio.sleep(rng.random() * 0.1)
+        else:
+            await wire.ask(CHAT, body_of(index, stream=kind != "whole"))
+            if kind == "slow":
+                for _ in range(5):
+                    await asyncio.sleep(0.05)
+            status, data = await wire.reply()
+            kind = _judge(status, data, right[index], kind)
+    tally[kind] += 1
+
+
+def _judge(status: int, data: bytes, right: str, kind: str) -> str:
+    if status in (429, 503):
+        assert json.loads(data)["error"]["code"] == "busy"
+        return "turned away"
+    assert status == 200, (status, data)
+    if kind == "whole":
+        text = json.loads(data)["choices"][0]["message"]["content"]
+    else:
+        events = Reply(body=data).events
+        text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+    assert text == right
+    return kind
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def load(port: int, app: Application, right: list[str]) -> tuple[Counter[str], list[float], int]:
+    tally: Counter[str] = Counter()
+    waits: list[float] = []
+    most = 0
+    end = time.monotonic() + SECONDS
+
+    async def client(number: int) -> None:
+        rng = random.Random(number)
+        while time.monotonic() < end:
+            await one_client(port, rng, right, tally)
+
+    async def health() -> None:
+        nonlocal most
+        while time.monotonic() < end:
+            most = max(most, app.service.engine.taken)
+            began = time.monotonic()
+            _, writer = reader_writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert b"200 OK" in await reader_writer[0].read()
+            writer.close()
+            waits.append(time.monotonic() - began)
+            await asyncio.sleep(0.05)
+
+    await asyncio.gather(health(), *(client(number) for number in range(CLIENTS)))
+    return tally, waits, most
+
+
+def test_64_clients_get_their_own_words_and_leave_nothing_behind(assistant: Assistant) -> None:
+    right = answers(assistant)
+    limits = Limits(rows=6, queue=24, concurrency=CLIENTS, header_seconds=1)
+    with served(assistant, ServeSettings(port=0, limits=limits)) as (port, app):
+        asyncio.run(_warm(port, right))
+        gc.collect()
+        before, threads = open_files(), threading.active_count()
+        tally, waits, most = asyncio.run(load(port, app, right))
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and (app.service.engine.taken or app.service.slots.held):
+            time.sleep(0.01)
+        assert app.service.engine.taken == 0 and not app.service.slots.held
+        assert asyncio.run(_tasks_at_rest(port)) is None
+        while time.monotonic() < deadline + 3 and open_files() > before:
+            gc.collect()
+            time.sleep(0.05)
+        assert open_files() <= before
+        assert threading.active_count() <= threads + 4  # the pool's threads come with the first work
+        asyncio.run(_warm(port, right))
+    assert most <= limits.rows + limits.queue
+    for kind in ("whole", "stream", "gone", "slow", "bad", "half"):
+        assert tally[kind] > 0, tally
+    assert tally["whole"] + tally["stream"] >= 30, tally
+    assert sorted(waits)[int(len(waits) * 0.9)] < 1, waits  # clients and server share this process and its two cores
+
+
+async def _warm(port: int, right: list[str]) -> None:
+    async with Wire(port) as wire:
+        await wire.ask(CHAT, body_of(3))
+        assert _judge(*await wire.reply(), right[3], "whole") == "whole"
+
+
+async def _tasks_at_rest(port: int) -> None:
+    async with Wire(port) as wire:
+        wire.writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert (await wire.reply())[0] == 200
+
+
+def in_tests_loop(limits: Limits, assistant: Assistant) -> Application:
+    return create_app(assistant, settings=ServeSettings(limits=limits))
+
+
+class Interrupted:
+    """Runs a request and cancels it after so many turns of the event loop, at whatever await it then stands."""
+
+    def __init__(self, app: Application, path: str, body: dict[str, Any]) -> None:
+        self.app, self.path = app, path
+        self.data = json.dumps(body).encode()
+        self.asked = 0
+
+    async def after(self, turns: int, *, by: str) -> bool:
+        """Whether the request was still under way. ``by``: the client's leaving, or the server's own cancelling."""
+        gone = asyncio.Event()
+        read = False
+
+        async def receive() -> Any:
+            nonlocal read
+            if not read:
+                read = True
+                return {"type": "http.request", "body": self.data, "more_body": False}
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            await asyncio.sleep(0)
+
+        headers = {"content-type": "application/json", "content-length": str(len(self.data))}
+        task = asyncio.create_task(self.app(scope_of("POST", self.path, headers), receive, send))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        under_way = not task.done()
+        if by == "client":
+            gone.set()
+        else:
+            task.cancel()
+        done, _ = await asyncio.wait([task], timeout=5)
+        assert done, f"still running {turns} turns on"
+        return under_way
+
+
+@pytest.mark.parametrize("by", ["client", "server"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, body_of(3, n=2)),
+        (CHAT, body_of(4, stream=True, max_tokens=6)),
+        ("/v1/ask", {"question": "How long does the pump last?", "stream": True}),
+        ("/v1/embeddings", {"input": ["a", "b"]}),
+    ],
+    ids=["whole", "stream", "ask", "embeddings"],
+)
+def test_a_cancel_at_any_await_leaves_nothing_taken(
+    assistant: Assistant, path: str, body: dict[str, Any], by: str
+) -> None:
+    """Turns 0, 1, 2, ... until the request ends by itself: each await between is met at least once."""
+
+    async def story() -> int:
+        app = in_tests_loop(Limits(), assistant)
+        async with running(app):
+            tasks = len(asyncio.all_tasks())
+            turns, met = 0, 0
+            while turns < 4000:
+                if not await Interrupted(app, path, body).after(turns, by=by):
+                    break
+                met += 1
+                turns += 1 if turns < 40 else max(1, turns // 12)
+                for _ in range(500):
+                    if not (app.service.engine.taken or app.service.slots.held or len(asyncio.all_tasks()) > tasks):
+                        break
+                    await asyncio.sleep(0.002)
+                assert app.service.engine.taken == 0
+                assert not app.service.slots.held
+                assert len(asyncio.all_tasks()) == tasks
+            reply = await call(app, "POST", CHAT, body_of(5))
+            assert reply.json["choices"][0]["message"]["content"] == answers_of(assistant, 5)
+        return met
+
+    assert asyncio.run(story()) > 10
+
+
+def answers_of(assistant: Assistant, index: int) -> str:
+    return answers(assistant)[index]
+
+
+def test_a_plain_answer_is_not_computed_for_a_client_that_left(assistant: Assistant) -> None:
+    async def story() -> float:
+        app = in_tests_loop(Limits(), assistant)
+        async with running(app):
+            task = asyncio.create_task(
+                Interrupted(app, CHAT, body_of(1, max_tokens=900, temperature=0)).after(50, by="client")
+            )
+            assert await task
+            began = time.monotonic()
+            while app.service.engine.taken:
+                await asyncio.sleep(0.001)
+            return time.monotonic() - began
+
+    assert asyncio.run(story()) < 0.5
+
+
+def test_a_token_may_compute_so_many_things_at_once(assistant: Assistant) -> None:
+    async def story() -> list[list[int]]:
+        app = in_tests_loop(Limits(concurrency=3, rows=8), assistant)
+        found = []
+        async with running(app):
+            for count in (2, 3, 4):
+                replies = await asyncio.gather(*(call(app, "POST", CHAT, body_of(i)) for i in range(count)))
+                found.append(sorted(reply.status for reply in replies))
+                for reply in replies:
+                    assert reply.status == 200 or int(reply.headers["retry-after"]) > 0
+        return found
+
+    assert asyncio.run(story()) == [[200] * 2, [200] * 3, [200] * 3 + [429]]
+
+
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while line := await reader.readline():
+        yield line
+
+
+def test_slow_headers_and_idle_readers_are_cut_off(own_assistant: Assistant) -> None:
+    """Slow loris on the headers, on a kept connection too; and a client that never reads a long answer."""
+    limits = Limits(header_seconds=0.4, idle_write_seconds=0.4)
+    huge = own_assistant.folder / "card.md"
+    huge.write_text("word " * 600_000)
+
+    async def dribble(port: int, first: bytes) -> float:
+        async with Wire(port) as wire:
+            wire.writer.write(first)
+            began = time.monotonic()
+            try:
+                while time.monotonic() - began < 5:
+                    wire.writer.write(b"a")
+                    await asyncio.sleep(0.05)
+                    if wire.reader.at_eof():
+                        break
+                    await asyncio.wait_for(wire.reader.read(65536), 0.01)
+            except TimeoutError:
+                return await dribble_on(wire, began)
+            except ConnectionError:
+                pass
+            return time.monotonic() - began
+
+    async def dribble_on(wire: Wire, began: float) -> float:
+        while time.monotonic() - began < 5:
+            try:
+                wire.writer.write(b"a")
+                data = await asyncio.wait_for(wire.reader.read(65536), 0.05)
+                if not data:
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        return time.monotonic() - began
+
+    async def unread(port: int) -> int:
+        async with Wire(port) as wire:
+            transport = wire.writer.transport
+            transport.pause_reading()  # type: ignore[attr-defined]
+            for _ in range(4):
+                wire.writer.write(b"GET /v1/assistant HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await asyncio.sleep(1.5)
+            transport.resume_reading()  # type: ignore[attr-defined]
+            try:
+                return len(await wire.reader.read(64 << 20))
+            except ConnectionError:
+                return 0
+
+    with served(own_assistant, ServeSettings(port=0, limits=limits)) as (port, app):
+        assert asyncio.run(dribble(port, b"GET / HTTP/1.1\r\nX: ")) < 2
+        ok = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        assert asyncio.run(dribble(port, ok + b"GET / HTTP/1.1\r\nX: ")) < 2
+        asyncio.run(unread(port))
+        server_side = [c for c in gc.get_objects() if type(c) is type(app)]
+        assert server_side
+        asyncio.run(_tasks_at_rest(port))
