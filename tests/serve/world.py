@@ -190,6 +190,7 @@ def served(assistant: Assistant, settings: ServeSettings | None = None) -> Itera
         timeout_graceful_shutdown=1, server_header=False,
     )  # fmt: skip
     server = uvicorn.Server(config)
+    app.server = server  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
     thread.start()
     try:

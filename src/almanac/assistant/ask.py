@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from almanac.assistant.confidence import ALTERNATIVES, Confidence, Draft, Signals, coverage, draft_of
+from almanac.assistant.extraction import answers
 from almanac.assistant.grounding import RELEVANT, Citation, Grounded, ground
 from almanac.assistant.prompt import messages
 from almanac.assistant.settings import BuildSettings
@@ -16,6 +17,8 @@ from almanac.core.errors import FileFormatError, NotFoundError, RequestError
 from almanac.data.grounded import REFUSAL, Passage
 from almanac.files.strict_json import read_json
 from almanac.generate.engine import Event, Request
+from almanac.generate.processors.prefix_tree import PrefixTree
+from almanac.generate.sampling import Sampling
 from almanac.language_model.encoder import TextEncoder, load_encoder
 from almanac.language_model.load import load
 from almanac.language_model.model import LanguageModel
@@ -67,7 +70,10 @@ def passages_json(passages: Sequence[Passage]) -> list[dict[str, Any]]:
 
 @dataclass
 class Assistant:
-    """A model, an index over documents, the encoder that the index is made with, and the settings of the build."""
+    """A model, an index over documents, the encoder that the index is made with, and the settings of the build.
+
+    ``extractive``: answers are held to words of the passages while they are written (see ``extraction``).
+    """
 
     lm: LanguageModel
     index: DocumentIndex
@@ -75,6 +81,7 @@ class Assistant:
     encoder: TextEncoder | None = None
     confidence: Confidence | None = None
     folder: Path = Path()
+    extractive: bool = True
 
     @property
     def name(self) -> str:
@@ -111,8 +118,12 @@ class Assistant:
 
     def request(self, question: str, passages: Sequence[Passage]) -> Request:
         """What the engine is to write for a question about passages: greedy, with what `conclude` needs."""
-        tokens = self.prompt_tokens(question, passages)
-        return self.lm.request(tokens, max_tokens=self.settings.answer_tokens, logprobs=ALTERNATIVES)
+        tokens, sampling = self.prompt_tokens(question, passages), None
+        if self.extractive:
+            tree = PrefixTree(root=answers(passages, self.lm.tokenizer), prompt_tokens=len(tokens))
+            sampling = Sampling(processors=(tree,))
+        limit = self.settings.answer_tokens
+        return self.lm.request(tokens, max_tokens=limit, sampling=sampling, logprobs=ALTERNATIVES)
 
     def conclude(self, question: str, passages: Sequence[Passage], events: Iterable[Event]) -> Answer:
         """The answer from what the engine wrote for `request`: checked against the passages, cited or declined."""

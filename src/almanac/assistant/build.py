@@ -94,7 +94,9 @@ class _Build:
         }  # fmt: skip
         made = self.stages.run("examples", making, lambda tell: {"train": len(train), "held_out": len(held_out)})
         answering = {"model": settings.model, "answer_tokens": settings.answer_tokens}
-        before = self.stages.run("before", answering, lambda tell: self._measure(self._base(), held_out, tell))
+        before = self.stages.run(
+            "before", answering, lambda tell: self._measure(self._base(), held_out, tell, extractive=False)
+        )
         begun = self.stages.run("starter", {"on": settings.starter}, lambda tell: self._measure_starter(held_out, tell))
         training = {"rank": settings.rank, "rate": settings.learning_rate, "steps": settings.steps,
                     "tokens": [settings.step_tokens, settings.micro_tokens]}  # fmt: skip
@@ -195,10 +197,11 @@ class _Build:
         examples: list[GroundedExample],
         tell: StageReport,
         begun: starter.Starter | None = None,
+        extractive: bool = True,
     ) -> Summary:
-        assistant = Assistant(
-            lm, self._open_index(), self.settings, self._open_encoder(), begun.confidence if begun else None
-        )
+        confidence = begun.confidence if begun else None
+        assistant = Assistant(lm, self._open_index(), self.settings, self._open_encoder(), confidence)
+        assistant.extractive = extractive
         figures = measure.measure_reading(assistant, examples, lambda done, total: tell.tell(done, total, "questions"))
         return figures | {"retrieval": measure.measure_retrieval(assistant, examples)}
 

@@ -27,7 +27,7 @@ class BuildSettings(Value):
     step_tokens: int = 1024
     micro_tokens: int = 704  # of one forward pass, and the longest example: what memory must hold
     questions: int = 20  # held-out questions measured before and after
-    answer_tokens: int = 64
+    answer_tokens: int = 80
     compression: str = "int8"  # or "keep": the base as it was packed, with the adapter beside it
     gguf: str = ""  # a quantization to export beside the model, such as "q8_0"; "" for none
     seed: int = 0

@@ -53,7 +53,8 @@ _THING = re.compile(
 _OPENERS = frozenset(
     """a an the in on at by for from with without as after before during since until while when where if although though
     because so but and or yet nor not no many most some several few all both each every another other there here then
-    thus hence once below above only even much more less such what how why who whose your our my its his her their according despite
+    thus hence once below above only even much more less such what how why who whose your our my its his her their according
+    despite
     among between under over within through throughout unlike like because using used based today later
     early late
     finally first second third next two three four five six seven eight nine ten

@@ -139,7 +139,9 @@ class Postings:
                 continue
             part = slice(self.starts[column], self.starts[column + 1])
             rows, counts = self.rows[part], self.counts[part]
-            total[rows] += (times * self.idf(len(rows))) * (counts / (counts + self.norms[rows]))  # float64 from here on
+            total[rows] += (times * self.idf(len(rows))) * (
+                counts / (counts + self.norms[rows])
+            )  # float64 from here on
         return total
 
     def idf(self, holding: int) -> float:

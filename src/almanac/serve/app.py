@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import logging
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 5
 KEEP_ALIVE_SECONDS = 5
+SWITCH_SECONDS = 0.0005  # how long a computing thread keeps the others waiting; Python's 5 ms starve the event loop
 
 
 class Application:
@@ -107,6 +109,7 @@ def serve(folder: Path, *, settings: ServeSettings, ready: Callable[[str, bool],
     app = create_app(assistant, settings=settings)
     check_engine(assistant.lm)
     sockets = listen(settings)
+    sys.setswitchinterval(SWITCH_SECONDS)
     _log_to_stderr()
     config = uvicorn.Config(
         app,

@@ -17,6 +17,8 @@ MAX_PARTS = 64  # text parts of one message
 MAX_INPUTS = 128  # texts of one embeddings request
 MAX_QUESTION_CHARACTERS = 20_000
 MAX_NAME_CHARACTERS = 256  # of a model, a user, a role
+MIN_TOP_P = 1e-6  # float32 makes nothing of what is much smaller, and then no token would remain
+PENALTIES = (0.01, 100.0)  # beyond, penalised logits leave the range of float32
 DEFAULT_MAX_TOKENS = 512  # where a request names no limit of its own
 
 

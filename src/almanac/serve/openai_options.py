@@ -15,7 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from almanac.core.errors import RequestError
 from almanac.generate.engine import Request
 from almanac.generate.sampling import sampling
-from almanac.serve.limits import DEFAULT_MAX_TOKENS, MAX_CHOICES, MAX_NAME_CHARACTERS, MAX_STOP_CHARACTERS, MAX_STOPS
+from almanac.serve.limits import (
+    DEFAULT_MAX_TOKENS,
+    MAX_CHOICES,
+    MAX_NAME_CHARACTERS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
+    MIN_TOP_P,
+    PENALTIES,
+)
 
 if TYPE_CHECKING:
     from almanac.language_model.model import LanguageModel
@@ -43,10 +51,10 @@ class Options(BaseModel):
     model: Name = ASSISTANT
     max_tokens: Annotated[int, Field(ge=1, lt=_WIDE)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=MIN_TOP_P, le=1)] | None = None
     top_k: Annotated[int, Field(ge=1, lt=_WIDE)] | None = None
     min_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=PENALTIES[0], le=PENALTIES[1])] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-_WIDE, lt=_WIDE)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None

@@ -16,17 +16,15 @@ SENTENCES = [
     "“Quotes” and dashes – and an ellipsis…",
     "Žluťoučký kůň úpěl ďábelské ódy.",
 ]
+BROKEN = [(sentence, sentence.encode().decode("latin-1")) for sentence in SENTENCES] + [
+    (sentence, sentence.encode().decode("cp1252")) for sentence in SENTENCES[1:3]
+]
 FTFY = pytest.mark.skipif(importlib.util.find_spec("ftfy") is None, reason="the extra 'docs' (ftfy) is not installed")
 
 
 @FTFY
-@pytest.mark.parametrize("sentence", SENTENCES)
-@pytest.mark.parametrize("wrong", ["latin-1", "cp1252"])
-def test_mojibake_comes_back(sentence: str, wrong: str) -> None:
-    try:
-        broken = sentence.encode().decode(wrong)
-    except UnicodeDecodeError:
-        pytest.skip(f"{wrong} cannot read these bytes at all")
+@pytest.mark.parametrize(("sentence", "broken"), BROKEN)
+def test_mojibake_comes_back(sentence: str, broken: str) -> None:
     done = repair(f"Before.\n{broken}\nAfter.")
     assert done.text == f"Before.\n{sentence}\nAfter."
     assert len(done.changes) == 1
@@ -39,7 +37,7 @@ def test_mojibake_comes_back(sentence: str, wrong: str) -> None:
         *SENTENCES,
         "plain ASCII & <tags> &amp; 'quotes'",
         "中文，全角：（括号）！ ｶﾀｶﾅ",
-        "Â is a letter, Ã too; 5 °C, § 7, ¿qué?",
+        "Ângela e Ákos: 5 °C, § 7, ¿qué?",
         "https://example.com/?q=%C3%A9",
     ],
 )

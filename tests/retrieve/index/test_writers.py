@@ -48,8 +48,7 @@ class Writers:
     def kill(self, pid: int) -> list[str]:
         """SIGKILL; what the child had said and nobody had read yet."""
         os.kill(pid, signal.SIGKILL)
-        said = list(iter(self.line, "ended"))
-        return said
+        return list(iter(self.line, "ended"))
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -166,7 +165,7 @@ def test_readers_that_open_while_documents_go_see_a_whole_generation(tmp_path: P
     writer = threading.Thread(target=churn)
     writer.start()
     try:
-        for _ in range(60):
+        for _ in range(30):
             found = DocumentIndex.open(index.folder, embedder=None)
             assert found.damaged == found.notes == ()
             assert [entry.path for entry in found.documents] in (["stays"], ["goes", "stays"])

@@ -58,7 +58,8 @@ def test_two_columns_are_read_one_after_the_other_whatever_the_order_in_the_file
         "columns": lines(left, 50, 600) + lines(right, 320, 600),
         "right first": lines(right, 320, 600) + lines(left, 50, 600),
         "rows": "".join(
-            show(a, 50, 600 - 12 * n) + show(b, 320, 600 - 12 * n) for n, (a, b) in enumerate(zip(left, right, strict=True))
+            show(a, 50, 600 - 12 * n) + show(b, 320, 600 - 12 * n)
+            for n, (a, b) in enumerate(zip(left, right, strict=True))
         ),
     }
     title = show("A title that stands over both of the columns of this page", 50, 640, size=16)
@@ -105,7 +106,9 @@ def test_bullets_and_numbers_make_lists() -> None:
 
 
 def test_words_divided_at_line_ends_are_joined_and_compounds_are_not() -> None:
-    page = lines(["The administra-", "tion is well-", "known to Anglo-", "Saxon and state-of-the-", "art people."], 50, 600)
+    page = lines(
+        ["The administra-", "tion is well-", "known to Anglo-", "Saxon and state-of-the-", "art people."], 50, 600
+    )
     assert text(page) == "The administration is wellknown to Anglo-Saxon and state-of-the-art people."
 
 
@@ -142,7 +145,7 @@ def test_a_title_in_the_properties_counts_unless_it_is_a_file_name() -> None:
 def test_pages_begin_where_their_text_does() -> None:
     document = read(pdf([lines([f"This is what page {n} says."], 50, 700) for n in (1, 2, 3)])).document
     assert document.text == "This is what page 1 says.\n\nThis is what page 2 says.\n\nThis is what page 3 says."
-    assert [document.text[page:][:19] for page in document.pages] == [f"This is what page {n}" [:19] for n in (1, 2, 3)]
+    assert [document.text[page:][:19] for page in document.pages] == [f"This is what page {n}"[:19] for n in (1, 2, 3)]
     assert [document.page_at(document.text.index(f"page {n}")) for n in (1, 2, 3)] == [1, 2, 3]
 
 
@@ -239,9 +242,7 @@ def test_pages_of_images_alone_are_named() -> None:
 
 
 def test_a_page_turned_on_its_side_is_read_upright() -> None:
-    page = "".join(
-        f"BT /R 10 Tf 0 1 -1 0 {100 + 12 * n} 50 Tm ({line}) Tj ET\n" for n, line in enumerate(BODY)
-    )
+    page = "".join(f"BT /R 10 Tf 0 1 -1 0 {100 + 12 * n} 50 Tm ({line}) Tj ET\n" for n, line in enumerate(BODY))
     assert text(page, page_entries="/Rotate 90") == " ".join(BODY)
 
 

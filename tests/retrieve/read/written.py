@@ -48,9 +48,7 @@ def paragraph(text: str, style: str = "", *, run: str = "") -> str:
 def epub(chapters: Mapping[str, str], *, title: str = "A book", spine: Sequence[str] = (), **entries: str) -> bytes:
     """A book whose chapters are the bodies of XHTML pages; ``spine`` is their order, that of the manifest if empty."""
     ids = {name: f"c{number}" for number, name in enumerate(chapters)}
-    items = "".join(
-        f'<item id="{ids[name]}" href="{name}" media-type="application/xhtml+xml"/>' for name in chapters
-    )
+    items = "".join(f'<item id="{ids[name]}" href="{name}" media-type="application/xhtml+xml"/>' for name in chapters)
     order = "".join(f'<itemref idref="{ids[name]}"/>' for name in spine or chapters)
     package = (
         '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/" version="3.0">'

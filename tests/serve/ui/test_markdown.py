@@ -21,6 +21,7 @@ TIME = """async (text) => {
   return [performance.now() - start, words];
 }"""
 CASES = {
+    "``` a ``` b": "<p><code>a</code> b</p>",
     "# One\ntwo": "<h3>One</h3><p>two</p>",
     "###### Deep ##": "<h6>Deep</h6>",
     "a *b* _c_ **d** `e *f*`": "<p>a <em>b</em> <em>c</em> <strong>d</strong> <code>e *f*</code></p>",
@@ -38,7 +39,6 @@ CASES = {
     "![a *chart*](x.png)": '<p><span class="image">image: a *chart*</span></p>',
     "<b>x</b> &amp;": "<p>&lt;b&gt;x&lt;/b&gt; &amp;amp;</p>",
     "[a](javascript:x)": "<p>a (javascript:x)</p>",
-    "[a][r]\n\n[r]: https://x.example/": None,
     "[1] [2](y)": "<p>[1] 2 (y)</p>",
 }
 
@@ -51,8 +51,7 @@ def page(visit: Callable[..., Visit]) -> Any:
 
 def test_constructs(page: Any) -> None:
     for text, expected in CASES.items():
-        if expected is not None:
-            assert page.evaluate(RENDER, text) == expected, text
+        assert page.evaluate(RENDER, text) == expected, text
 
 
 def test_reference_links_are_not_resolved(page: Any) -> None:
@@ -70,7 +69,7 @@ def test_tables(page: Any) -> None:
 
 @pytest.mark.parametrize("piece", ["*a ", "_", "**a*", "`" * 3 + " ", "![", "[a](", "> ", "- ", "|", "[", "<http://", "#", "  - x\n"])
 def test_hostile_lengths_take_no_time(page: Any, piece: str) -> None:
-    """Ten times the text takes nowhere near a hundred times as long, and no text takes a second."""
+    """Where time grew with the square, these would take minutes."""
     milliseconds, words = page.evaluate(TIME, piece * (60_000 // len(piece)))
     assert milliseconds < 1500
-    assert words > 0 or piece in ("> ", "- ")
+    assert words > 0 or piece in ("> ", "- ", "_")  # quotes, items and a rule of nothing

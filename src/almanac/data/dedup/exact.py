@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 
 MIN_PARAGRAPH = 50  # characters: shorter paragraphs ("Example:", "Yes.") recur without being copies of anything
 
-_BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ its list, each word counted ``1 / (number of lists it is on)``, plus ``TRIGRAM_W
 
 With the extra ``docs``, lingua (Stahl; n-grams of length 1 to 5, full accuracy, restricted to ``CODES``) decides which
 language it is. It always answers, with confidence 1.0 for Swahili as Indonesian, so function words keep the veto: a
-text in which next to nothing is on the list of the language named is ``und``.
+text in which next to nothing is on the list of the language named is ``und``. Texts under ``MIN_LINGUA`` characters
+are left to the function words.
 
 A text of fewer than ``MIN_LETTERS`` letters, or that no witness speaks for, is ``und`` (undetermined, ISO 639-2).
 """
@@ -30,8 +31,8 @@ from almanac.data.filters.language_words import FUNCTION_WORDS, SCRIPTS
 
 UNDETERMINED = "und"
 MIN_LETTERS = 20  # below it the witnesses speak too seldom: a heading of three words is anybody's
-SAMPLE_WORDS = 600
 SAMPLE_CHARACTERS = 8_000
+MIN_LINGUA = 120  # characters: for less it loads n-grams of every length for every language, ten seconds of it
 TRIGRAM_WEIGHT = 0.3
 MIN_SHARE = 0.2  # of a text's words on the list of its language; running text has 0.25 and more
 MIN_SHARE_LINGUA = 0.08  # where lingua names the language, and the list only has not to contradict
@@ -67,8 +68,8 @@ def identify(text: str, *, lingua: bool = True) -> Language:
     script = _by_script(sample)
     if script.code != UNDETERMINED:
         return script
-    shares = _shares(found[:SAMPLE_WORDS])
-    detector = _detector() if lingua else None
+    shares = _shares(found)
+    detector = _detector() if lingua and len(sample) >= MIN_LINGUA else None
     return _by_words(shares) if detector is None else _by_lingua(detector, sample, shares)
 
 

@@ -86,7 +86,11 @@ def measure(profile: str, seed: int, mutant: str | None) -> Measurement:
     figures: dict[str, Estimate | None] = {"recall@5": _recall(assistant, kept, mutant, seed)}
     figures |= _reading(answers, answerable)
     if mutant is None:
-        base = _drafts(assistant, _base(assistant.settings.model), answerable, shown)
+        base = _drafts(assistant, _base(assistant.settings.model), answerable, shown, extractive=False)
+        held = _drafts(assistant, _base(assistant.settings.model), answerable, shown)
+        figures["f1 of the base model held to the passages"] = estimate(
+            [_f1(d.text, a) for d, a in zip(held, answerable, strict=False)]
+        )
         figures["f1 of the base model"] = estimate([_f1(d.text, a) for d, a in zip(base, answerable, strict=False)])
         figures["exact match of the base model"] = estimate(
             [_best(exact_match, d.text, a) for d, a in zip(base, answerable, strict=False)]
@@ -142,11 +146,18 @@ def _shown(assistant: Assistant, item: Asked, mutant: str | None, seed: int) -> 
 
 
 def _drafts(
-    assistant: Assistant, lm: LanguageModel, asked: Sequence[Asked], shown: Sequence[tuple[Passage, ...]]
+    assistant: Assistant,
+    lm: LanguageModel,
+    asked: Sequence[Asked],
+    shown: Sequence[tuple[Passage, ...]],
+    *,
+    extractive: bool = True,
 ) -> list[Draft]:
     engine = lm.engine()
     pairs = zip(asked, shown, strict=False)
+    before, assistant.extractive = assistant.extractive, extractive
     handles = [engine.submit(assistant.request(item.question, passages)) for item, passages in pairs]
+    assistant.extractive = before
     engine.run()
     return [draft_of(handle.events, lm.tokenizer) for handle in handles]
 

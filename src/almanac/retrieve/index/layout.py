@@ -82,8 +82,9 @@ def find(folder: Path) -> Found:
             data = _whole(folder, name)
             if data is not None:
                 manifest = parse_manifest(data, name)
-                spares = [other for other in names if other not in tried]
-                notes += [f"{other.file} was damaged" for other in spares if _whole(folder, other) is None]
+                rotten = [other for other in names if other not in tried and _whole(folder, other) is None]
+                # Gone since the folder was listed is no damage: a writer has cleared it away.
+                notes += [f"{other.file} was damaged" for other in rotten if (folder / other.file).exists()]
                 if sum(other.generation == name.generation for other in names) < len(COPIES):
                     notes.append(f"a copy of generation {name.generation} was missing")
                 return Found(name, manifest, tuple(notes))

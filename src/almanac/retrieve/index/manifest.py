@@ -114,7 +114,7 @@ def parse_manifest(data: bytes, name: ManifestName) -> Manifest:
     """
     tree: Any = parse_json(data, source=quoted(name.file), max_depth=8, max_values=_MAX_VALUES)
     try:
-        if tree["format"] != FORMAT or tree["generation"] != name.generation:
+        if tree["format"] != FORMAT or tree["generation"] != name.generation or type(tree["settings"]) is not dict:
             raise ValueError(f"format {quoted(tree['format'])}")
         filed = tuple(_filed(row) for row in tree["documents"])
         paths = [one.entry.path for one in filed]

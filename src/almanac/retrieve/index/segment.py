@@ -148,6 +148,8 @@ def decode_segment(data: bytes | bytearray, *, source: str) -> Segment:
         vectors = file["vectors"].numpy()
         if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(document.chunks):
             raise ValueError(f"vectors {vectors.dtype} {vectors.shape} for {len(document.chunks)} chunks")
+        if not np.isfinite(vectors).all():
+            raise ValueError("vectors that are not finite")
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise FileFormatError(
             f"{source} is not a sound segment: {str(error)[:200]}", remedy="Add the document again."
@@ -168,7 +170,16 @@ def _check_counts(counts: Counts) -> None:
 
 
 def _document(outline: Any, text: str) -> StoredDocument:
-    if outline.keys() != {"path", "title", "digest", "origin", "language", "pages", "sections", "chunks"}:
+    if type(outline) is not dict or outline.keys() != {
+        "path",
+        "title",
+        "digest",
+        "origin",
+        "language",
+        "pages",
+        "sections",
+        "chunks",
+    }:
         raise ValueError("an outline of other fields")
     path, title, digest = _text(outline["path"]), _text(outline["title"]), _text(outline["digest"])
     sections = []

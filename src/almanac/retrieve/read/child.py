@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import signal
 import struct
 import sys
@@ -49,8 +50,20 @@ def main(arguments: list[str]) -> None:
         if fork == 0:
             os.close(status)
             _work(job, file_bytes)
-        _, code = os.waitpid(fork, 0)
-        os.write(status, struct.pack("<i", os.waitstatus_to_exitcode(code)))
+        os.write(status, struct.pack("<i", _await(fork)))
+
+
+def _await(fork: int) -> int:
+    """How the fork ended; if the parent goes away first, both do."""
+    watched = select.poll()
+    watched.register(0, 0)  # no event but the end of the pipe
+    descriptor = os.pidfd_open(fork)
+    watched.register(descriptor, select.POLLIN)
+    if descriptor not in (ready for ready, _ in watched.poll()):
+        os.kill(fork, signal.SIGKILL)
+        os._exit(1)
+    os.close(descriptor)
+    return os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
 
 
 def _prepare(modules: list[str]) -> None:
@@ -90,7 +103,7 @@ def _work(job: dict[str, Any], file_bytes: int) -> None:
         confine.limit(
             address_space_bytes=confine.address_space() + job["memory_bytes"],
             cpu_seconds=job["total_seconds"] + 1,
-            wall_seconds=job["total_seconds"] + 5,
+            wall_seconds=job["wall_seconds"],
         )
         confine.close_files()
         confine.watch(lambda event: failed(f"was stopped: its reader attempted {event}"))

@@ -32,7 +32,8 @@ from almanac.retrieve.read.document import Reading
 from almanac.retrieve.read.formats import Format, formats, suffix_of
 
 MEMORY_BYTES = 512 * 2**20  # above what the process uses before it sees the file
-SECONDS = 10  # for a file or a member of an archive, of processor and of wall time; one more for each MiB
+SECONDS = 10  # of processor time for a file or a member of an archive; one more for each MiB
+WALL = 2  # times as much may pass on the clock, for other programs want the processor too
 ARCHIVE_SECONDS = 30  # for all members together; two more for each MiB
 MAX_TOTAL_BYTES = 256 * 2**20  # text that one archive may give
 _START_SECONDS = 20.0
@@ -41,7 +42,6 @@ _BLOCK = 1 << 16
 _STOPPED_BY = {
     signal.SIGPROF: "takes longer than {seconds} s of processor time",
     signal.SIGXCPU: "takes longer than {seconds} s of processor time",
-    signal.SIGALRM: "takes longer than {seconds} s",
 }
 
 
@@ -67,7 +67,7 @@ class ReaderProcess:
     Args:
         known: the format of each suffix.
         folders: further folders that the readers are imported from.
-        seconds: for one file or member.
+        seconds: of processor time for one file or member; larger files are given more.
         memory_bytes: that one file or archive may take.
     """
 
@@ -116,6 +116,7 @@ class ReaderProcess:
             "total_seconds": ARCHIVE_SECONDS + 2 * mebibytes if kind.archive else seconds,
             "memory_bytes": self._memory_bytes,
         }
+        job["wall_seconds"] = WALL * job["total_seconds"] + _GRACE_SECONDS
         with self._lock:
             return self._run(job, data)
 
@@ -127,7 +128,7 @@ class ReaderProcess:
     def _run(self, job: dict[str, Any], data: bytes) -> Outcome:
         """Runs the job, and an archive again from behind each member that ended its process."""
         outcome = Outcome()
-        deadline = time.monotonic() + job["total_seconds"] + _GRACE_SECONDS
+        deadline = time.monotonic() + job["wall_seconds"]
         while True:
             conversation = _Conversation(job, outcome, deadline)
             try:
@@ -209,7 +210,7 @@ class _Conversation:
         self._job = job
         self._outcome = outcome
         self._deadline = deadline
-        self._wait_until = time.monotonic() + job["seconds"] + _GRACE_SECONDS
+        self._wait_until = time.monotonic() + WALL * job["seconds"] + _GRACE_SECONDS
         self._received = bytearray()
         self._ended = False
 
@@ -272,7 +273,7 @@ class _Conversation:
         )
         if self._ended or not (told in ("", name) or (self._job["archive"] and told.startswith(f"{name}/"))):
             raise _EndedError("made its reader answer nonsense")
-        self._wait_until = time.monotonic() + self._job["seconds"] + _GRACE_SECONDS
+        self._wait_until = time.monotonic() + WALL * self._job["seconds"] + _GRACE_SECONDS
         if isinstance(event, wire.Ended):
             self._ended = True
         elif isinstance(event, wire.Begun):
@@ -301,8 +302,8 @@ class _Conversation:
 
     def _too_long(self) -> str:
         if self._deadline <= self._wait_until and self._job["archive"]:
-            return f"and what follows was left out: the archive takes longer than {self._job['total_seconds']} s"
-        return f"takes longer than {self._job['seconds']} s"
+            return f"and what follows was left out: the archive takes longer than {WALL * self._job['total_seconds']} s"
+        return f"takes longer than {WALL * self._job['seconds']} s"
 
 
 @functools.cache

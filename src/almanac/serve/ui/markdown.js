@@ -6,7 +6,7 @@ import { inline } from "./inline.js";
 
 const MAX_CHARACTERS = 400_000; // a longer text is shown as it is
 const MAX_DEPTH = 8; // quotes and lists within each other
-const FENCE = /^ {0,3}(`{3,}|~{3,})/;
+const FENCE = /^ {0,3}(`{3,}(?=[^`]*$)|~{3,})/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+|$)/;
 const RULE = /^ {0,3}(?:(?:\* *){3,}|(?:- *){3,}|(?:_ *){3,})$/;
 const QUOTE = /^ {0,3}> ?/;

@@ -1,0 +1,331 @@
+"""For everybody: the token, the keyboard alone, contrast, names, narrow windows, zoom, themes, motion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from serve.ui.browsing import Visit
+from serve.ui.sample import QUESTION, QUOTE, SLOW, UNKNOWN
+from serve.ui.stub import StubDocument, answer, streamed
+
+Begin = Callable[..., Visit]
+
+# WCAG 2.2: 1.4.3 contrast, over every visible text; colours are read back from a canvas, whatever their notation.
+CONTRAST = """() => {
+  const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
+  const paint = canvas.getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    paint.clearRect(0, 0, 1, 1);
+    paint.fillStyle = colour;
+    paint.fillRect(0, 0, 1, 1);
+    return [...paint.getImageData(0, 0, 1, 1).data].map((value) => value / 255);
+  };
+  const over = (top, under) => top.slice(0, 3).map((value, i) => value * top[3] + under[i] * (1 - top[3]));
+  const ground = (element) => {
+    if (!element) return rgba(getComputedStyle(document.body).backgroundColor);
+    const own = rgba(getComputedStyle(element).backgroundColor);
+    return own[3] === 1 ? own : [...over(own, ground(element.parentElement)), 1];
+  };
+  const light = (colour) => colour.slice(0, 3)
+    .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+  const found = [];
+  let seen = 0;
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const style = getComputedStyle(element);
+    const box = element.getBoundingClientRect();
+    const size = Number.parseFloat(style.fontSize);
+    if (!walker.currentNode.data.trim() || !element.checkVisibility({ visibilityProperty: true }) || box.width < 2 || size === 0) continue;
+    const under = ground(element);
+    const [one, other] = [light(over(rgba(style.color), under)), light(under)].sort((a, b) => b - a);
+    const ratio = (one + 0.05) / (other + 0.05);
+    const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
+    seen += 1;
+    if (ratio < (large ? 3 : 4.5)) found.push(`${ratio.toFixed(2)} ${element.className} "${walker.currentNode.data.trim().slice(0, 40)}"`);
+  }
+  return [seen, found];
+}"""
+
+# The checks of the usual tools that need no judgement: names, ids, headings, targets.
+NAMES = """() => {
+  const found = [];
+  const visible = (element) => element.checkVisibility({ visibilityProperty: true });
+  for (const element of document.querySelectorAll("a[href], button, input, textarea, select, summary, [role=region], dialog[open], aside")) {
+    if (!visible(element)) continue;
+    const by = (element.getAttribute("aria-labelledby") ?? "").split(" ").map((id) => document.getElementById(id)?.textContent ?? "").join("");
+    const label = element.labels?.length ? element.labels[0].textContent : "";
+    const words = ["A", "BUTTON", "SUMMARY"].includes(element.tagName) ? element.textContent : "";
+    if (!(element.getAttribute("aria-label") || by || label || words).trim()) found.push(`no name: ${element.outerHTML.slice(0, 90)}`);
+    const box = element.getBoundingClientRect();
+    const target = element.tagName === "BUTTON" && box.width > 1 && !element.classList.contains("document-title");
+    if (target && Math.min(box.width, box.height) < 23.5) found.push(`small: ${element.outerHTML.slice(0, 90)}`);
+  }
+  const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
+  for (const id of ids) if (ids.indexOf(id) !== ids.lastIndexOf(id)) found.push(`twice: ${id}`);
+  for (const element of document.querySelectorAll("[for], [aria-describedby], [aria-labelledby]")) {
+    for (const name of ["for", "aria-describedby", "aria-labelledby"]) {
+      const id = element.getAttribute(name);
+      if (id && !document.getElementById(id)) found.push(`${name}=${id} names nothing`);
+    }
+  }
+  const levels = [...document.querySelectorAll("main :is(h1, h2, h3, h4, h5, h6)")].filter(visible).map((h) => Number(h.tagName[1]));
+  if (levels.filter((level) => level === 1).length !== 1) found.push(`headings of level 1: ${levels}`);
+  levels.reduce((before, level) => (level > before + 1 && found.push(`heading ${before} to ${level}`), level), 1);
+  for (const image of document.querySelectorAll("img")) if (!image.hasAttribute("alt")) found.push("image without alt");
+  if (!document.documentElement.lang || !document.title) found.push("language or title");
+  return found;
+}"""
+
+OVERFLOW = """() => {
+  const wide = [];
+  const root = document.documentElement;
+  if (root.scrollWidth > root.clientWidth) wide.push(`page ${root.scrollWidth} > ${root.clientWidth}`);
+  const scrolls = (element) => element && (/auto|scroll/.test(getComputedStyle(element).overflowX)
+    && element.matches("pre, .scroll-x, .row") || scrolls(element.parentElement));
+  for (const element of document.querySelectorAll("body *")) {
+    if (!element.checkVisibility() || element.closest(".unseen, svg") || scrolls(element.parentElement)) continue;
+    const box = element.getBoundingClientRect();
+    if (box.width && box.right > root.clientWidth + 0.5) wide.push(`${element.localName}.${element.className} to ${box.right}`);
+  }
+  for (const view of document.querySelectorAll(".view, .log, .page")) {
+    if (view.checkVisibility() && view.scrollWidth > view.clientWidth) wide.push(`${view.className} scrolls sideways`);
+  }
+  return wide;
+}"""
+
+
+def every_state(seen: Visit) -> list[str]:
+    """Goes through what the page can show, and gives a name to each; the caller looks at it in between."""
+    return ["welcome", "conversation", "reader", "documents", "about", "delete"]
+
+
+def go(seen: Visit, state: str) -> None:
+    """Brings the page into one of those states, in their order."""
+    page = seen.page
+    if state == "conversation":
+        seen.ask(UNKNOWN, "declined")
+        seen.state.refusals.append((503, "Too many questions. Wait a moment.", {"Retry-After": "30"}))
+        seen.ask("refused", "failed")
+        page.fill("#question", SLOW)
+        page.press("#question", "Enter")
+        page.wait_for_selector(".draft")
+        page.keyboard.press("Escape")
+        seen.ask(QUESTION)
+    elif state == "reader":
+        page.click(".turn:last-child .cite >> nth=0")
+        page.wait_for_selector("#reader mark")
+    elif state == "documents":
+        page.keyboard.press("Escape")
+        seen.view("Documents")
+        page.set_input_files("#picker", [
+            {"name": "a.md", "mimeType": "text/plain", "buffer": b"# A\n\nx"},
+            {"name": "b.jpg", "mimeType": "text/plain", "buffer": b"\xff"},
+        ])  # fmt: skip
+        page.wait_for_selector(".upload[data-state=failed]")
+    elif state == "about":
+        seen.view("About")
+        page.wait_for_selector(".card")
+        page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+    elif state == "delete":
+        seen.view("Documents")
+        page.click(".documents-table .remove >> nth=0")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_contrast_and_names_hold_everywhere(visit: Begin, theme: str) -> None:
+    seen = visit(color_scheme=theme)
+    page = seen.open()
+    texts = 0
+    for state in every_state(seen):
+        go(seen, state)
+        count, poor = page.evaluate(CONTRAST)
+        assert poor == [], state
+        assert page.evaluate(NAMES) == [], state
+        texts += count
+    assert texts > 200
+    seen.calm()
+
+
+@pytest.mark.parametrize("width", [320, 360, 640, 901])
+def test_no_width_scrolls_sideways(visit: Begin, width: int) -> None:
+    """From a phone (and 1,280 pixels at 400 %) up, with names and words that do not break."""
+    seen = visit(viewport={"width": width, "height": 640})
+    long = "Betriebssicherheitsverordnung" * 8
+    seen.state.documents[f"{long}.md"] = StubDocument(f"{long}.md", long, long)
+    seen.state.scripts["long"] = lambda question: streamed(answer(question, f"{long} `{long}`\n\n- {long}\n\n| {long} | b |\n|---|---|"))
+    page = seen.open()
+    for state in every_state(seen):
+        go(seen, state)
+        if state == "conversation":
+            seen.ask("long")
+            seen.ask(long, "declined")
+            seen.ask(QUESTION)
+        assert page.evaluate(OVERFLOW) == [], state
+
+
+def test_a_window_at_200_percent_shows_question_and_answer(visit: Begin) -> None:
+    seen = visit(viewport={"width": 640, "height": 360}, device_scale_factor=2)
+    page = seen.open()
+    turn = seen.ask(QUESTION)
+    for part in (page.locator("#question"), turn.locator(".question"), turn.locator(".answer"), page.locator(".notice")):
+        box = part.bounding_box()
+        assert 0 <= box["x"] and box["x"] + box["width"] <= 640
+        assert 0 <= box["y"] < 340
+    turn.locator(".cite").nth(1).click()
+    page.wait_for_selector("#reader mark")
+    assert page.locator("#reader .close").bounding_box()["y"] >= 0
+    assert page.locator("#reader mark").bounding_box()["y"] < 360
+
+
+def test_on_a_phone_the_sheet_keeps_the_focus_and_gives_it_back(visit: Begin) -> None:
+    seen = visit(viewport={"width": 360, "height": 740})
+    page = seen.open()
+    turn = seen.ask(QUESTION)
+    turn.locator(".cite").nth(0).click()
+    page.wait_for_selector("#reader mark")
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement === document.body || document.getElementById('reader').contains(document.activeElement)")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.className") == "cite"
+
+
+def focused(page: Any) -> str:
+    """The name of what has the focus, which must be seen to have it."""
+    shown = page.evaluate("""() => {
+      const element = document.activeElement;
+      const marked = element.id === "question" ? element.closest(".box") : element;
+      const style = getComputedStyle(marked);
+      const words = element.getAttribute("aria-label") || element.labels?.[0]?.textContent || element.textContent;
+      return [words.trim().slice(0, 40), style.outlineStyle !== "none" && Number.parseFloat(style.outlineWidth) >= 2];
+    }""")
+    assert shown[1], f"no focus to be seen on {shown[0]}"
+    return str(shown[0])
+
+
+def tab_to(page: Any, words: str) -> None:
+    """Presses Tab until something of that name has the focus."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if focused(page).startswith(words):
+            return
+    pytest.fail(f"Tab does not reach {words}")
+
+
+def test_everything_can_be_done_with_the_keyboard(visit: Begin) -> None:
+    seen = visit()
+    page = seen.open()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Tab")
+    assert focused(page) == "Skip to the content"
+    page.keyboard.press("/")
+    assert focused(page) == "Your question"
+    page.keyboard.type("first line")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("second / line")
+    assert page.input_value("#question") == "first line\nsecond / line"
+    page.keyboard.press("Control+A")
+    page.keyboard.type(QUESTION)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[data-state=checked]")
+    page.evaluate("document.querySelector('.brand').focus()")
+    order = []
+    for _ in range(11):
+        page.keyboard.press("Tab")
+        order.append(focused(page))
+    assert order == [
+        "Ask", "Documents", "About", "New conversation", "Dark theme", "Source 1: Boiler room handbook, Boiler ro"[:40],
+        "Source 2: Boiler room handbook, Boiler ro"[:40], order[7], order[8], "Copy", "Print",
+    ]  # fmt: skip
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#reader mark")
+    tab_to(page, "Previous source")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"#reader mark:has-text('{QUOTE}')")
+    tab_to(page, "Text of the document")
+    page.keyboard.press("Escape")
+    assert focused(page).startswith("2")
+    page.evaluate("document.querySelector('.brand').focus()")
+    tab_to(page, "Documents")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".documents-table")
+    tab_to(page, "Delete Boiler room handbook")
+    page.keyboard.press("Enter")
+    tab_to(page, "Delete")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".facts:has-text('7 documents')")
+    seen.calm()
+
+
+def test_the_theme_follows_the_system_until_chosen(visit: Begin) -> None:
+    seen = visit(color_scheme="dark")
+    page = seen.open()
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(ground)
+    assert page.get_attribute("#theme", "aria-pressed") == "true"
+    page.click("#theme")
+    light = page.evaluate(ground)
+    assert sum(map(int, light[4:-1].split(","))) > 600 > 200 > sum(map(int, dark[4:-1].split(",")))
+    page.reload()
+    assert page.evaluate(ground) == light
+    assert page.evaluate("JSON.stringify({...localStorage})") == '{"almanac.theme":"light"}'
+
+
+def test_motion_stops_where_it_is_not_wanted(visit: Begin) -> None:
+    for motion, running in (("reduce", 0), ("no-preference", 1)):
+        seen = visit(reduced_motion=motion)
+        page = seen.open()
+        page.fill("#question", SLOW)
+        page.press("#question", "Enter")
+        page.wait_for_selector(".draft")
+        assert page.evaluate("document.getAnimations().length") == running
+        page.keyboard.press("Escape")
+
+
+def test_the_notice_is_always_to_be_seen(visit: Begin) -> None:
+    seen = visit(viewport={"width": 360, "height": 640})
+    page = seen.open()
+    for view in ("Ask", "Documents", "About"):
+        seen.view(view)
+        box = page.locator(".notice", has_text="You are talking to a machine; answers come from your documents.").bounding_box()
+        assert box["y"] + box["height"] <= 640
+
+
+def test_a_token_is_asked_for_kept_for_the_tab_and_sent(visit: Begin) -> None:
+    seen = visit()
+    seen.state.token = "s3cret"
+    page = seen.open()
+    assert page.evaluate("document.activeElement.id") == "token-field"
+    page.keyboard.type("wrong")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#token-refused:not([hidden])")
+    page.fill("#token-field", "s3cret")
+    page.click("text=Use this token")
+    page.wait_for_selector(".recent")
+    seen.ask(QUESTION)
+    assert page.evaluate("sessionStorage.getItem('almanac.token')") == "s3cret"
+    assert page.evaluate("JSON.stringify({...localStorage})") == "{}"
+    seen.view("Documents")
+    page.set_input_files("#picker", {"name": "a.md", "mimeType": "text/plain", "buffer": b"# A\n\nx"})
+    page.wait_for_selector(".upload[data-state=done]")
+    seen.view("About")
+    with page.context.expect_page() as opened:
+        page.click("text=Open the report")
+    opened.value.wait_for_selector("h1:has-text('Report')")
+    assert seen.state.requests[-1] == "GET /report?ticket=once"
+    assert not any("s3cret" in path for path in seen.inside)
+    seen.state.token = "changed"
+    seen.view("Ask")
+    page.fill("#question", QUESTION)
+    page.press("#question", "Enter")
+    page.wait_for_selector("#token-dialog[open]")
+    page.click("#token-cancel")
+    page.wait_for_selector("[data-state=failed]")
+    assert page.input_value("#question") == QUESTION
+    assert seen.outside == [] and seen.trouble == []
