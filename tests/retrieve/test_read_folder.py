@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
 import pytest
+from retrieve.read.written import docx, epub, paragraph, zipped
 
 from almanac.core.errors import AlmanacError, FileFormatError, NotFoundError
 from almanac.retrieve.read import folder as folder_module
 from almanac.retrieve.read import text as plain
 from almanac.retrieve.read.decode import decode
-from almanac.retrieve.read.document import Reading
-from almanac.retrieve.read.folder import read_folder, readers
+from almanac.retrieve.read.folder import read_file, read_folder, read_one
+from almanac.retrieve.read.formats import MAX_BYTES, Format, formats, readers
+from almanac.retrieve.read.process import ReaderProcess
 
 
 def names(path: Path, **options: int) -> list[str]:
@@ -118,15 +121,92 @@ def test_at_most_so_many_files(tmp_path: Path) -> None:
 
 
 def test_a_fault_in_a_reader_costs_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(data: bytes, path: str) -> Reading:
-        raise RecursionError("too deep")
-
-    monkeypatch.setattr(folder_module, "readers", lambda: {".md": crash, ".txt": plain.read})
-    (tmp_path / "a.md").write_text("a")
-    (tmp_path / "b.txt").write_text("b")
+    known = {**formats(), ".hostile": Format("hostile_reader")}
+    process = ReaderProcess(known, folders=(str(Path(__file__).parent / "read" / "planted"),))
+    monkeypatch.setattr(folder_module, "formats", lambda: known)
+    monkeypatch.setattr(folder_module, "shared_process", lambda: process)
+    for name, content in {"a": "recurse", "b": "crash", "c": "say here", "d": "socket"}.items():
+        (tmp_path / f"{name}.hostile").write_text(content)
+    (tmp_path / "e.txt").write_text("there")
     result = read_folder(tmp_path)
-    assert [document.path for document in result.documents] == ["b.txt"]
-    assert result.skipped == (("a.md", "its reader failed: RecursionError: too deep"),)
+    process.close()
+    assert [document.text for document in result.documents] == ["here", "there"]
+    assert result.skipped == (
+        ("a.hostile", "cannot be read: its reader failed: RecursionError: on purpose"),
+        ("b.hostile", "ended the process that read it (signal 11)"),
+        ("d.hostile", "was stopped: its reader attempted socket.__new__"),
+    )
+
+
+def test_members_of_archives_stand_where_the_archive_does(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("first")
+    (tmp_path / "b.zip").write_bytes(zipped({"y.md": "third", "x.txt": "second", "z.bin": "x", "../w.md": "x"}))
+    (tmp_path / "c.md").write_text("fourth")
+    result = read_folder(tmp_path)
+    assert [document.text for document in result.documents] == ["first", "second", "third", "fourth"]
+    assert [document.origin for document in result.documents] == ["", "b.zip", "b.zip", ""]
+    assert result.skipped == (
+        ("b.zip/../w.md", "has a name that leaves its folder"),
+        ("b.zip/z.bin", "has no reader for .bin"),
+    )
+    cut = read_folder(tmp_path, max_files=2)
+    assert [document.text for document in cut.documents] == ["first", "second"]
+    assert ("b.zip/y.md", "over the limit of 2 files") in cut.skipped
+
+
+def test_one_file_under_the_name_its_owner_gives(tmp_path: Path) -> None:
+    upload = tmp_path / "upload-1234"
+    upload.write_bytes("Caf\xe9".encode("latin-1"))
+    (reading,) = read_file(upload, "menus/lunch.txt")
+    assert (reading.document.path, reading.document.text) == ("menus/lunch.txt", "Café")
+    assert "Latin-1" in reading.notes[0]
+    upload.write_bytes(zipped({"a.md": "# A\n\none", "b.md": "two", "c.xyz": "x"}))
+    readings = read_file(upload, "pack.zip")
+    assert [reading.document.path for reading in readings] == ["pack.zip/a.md", "pack.zip/b.md"]
+    assert readings[0].notes == ("skipped pack.zip/c.xyz: has no reader for .xyz",)
+    assert read_one(upload, "pack.zip").skipped == (("pack.zip/c.xyz", "has no reader for .xyz"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("a.md", b"", FileFormatError, "a.md holds no readable text"),
+        ("a.txt", b"\x00\x01", FileFormatError, "a.txt is binary"),
+        ("a.exe", b"x", NotFoundError, "a.exe has no reader for .exe"),
+        ("a.zip", b"x", FileFormatError, "a.zip is not a whole zip file"),
+        ("a.zip", zipped({"b.xyz": "x"}), FileFormatError, "a.zip holds no readable document"),
+        ("../a.md", b"x", FileFormatError, "is no name for a document"),
+        ("/a.md", b"x", FileFormatError, "is no name for a document"),
+        ("a\n.md", b"x", FileFormatError, "is no name for a document"),
+        ("", b"x", FileFormatError, "is no name for a document"),
+    ],
+)
+def test_one_file_that_cannot_be_read_is_an_error(
+    tmp_path: Path, name: str, content: bytes, error: type[AlmanacError], message: str
+) -> None:
+    (tmp_path / "upload").write_bytes(content)
+    with pytest.raises(error, match=re.escape(message)):
+        read_file(tmp_path / "upload", name)
+
+
+def test_one_file_that_is_not_there_or_is_a_link(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="a.md does not exist"):
+        read_file(tmp_path / "nothing", "a.md")
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    with pytest.raises(FileFormatError, match="a.md cannot be opened"):
+        read_file(tmp_path / "link", "a.md")
+
+
+def test_formats_may_have_limits_of_their_own(tmp_path: Path) -> None:
+    assert {suffix for suffix, kind in formats().items() if kind.max_bytes > MAX_BYTES} == {
+        ".pdf",
+        ".docx",
+        ".epub",
+        ".zip",
+    }
+    (tmp_path / "a.md").write_bytes(b"x" * (MAX_BYTES + 1))
+    (tmp_path / "b.md").write_text("fine")
+    assert read_folder(tmp_path).skipped == (("a.md", "is larger than 16.0 MiB"),)
 
 
 def test_nothing_to_read_is_an_error_with_a_remedy(tmp_path: Path) -> None:
@@ -149,7 +229,9 @@ def test_a_folder_that_cannot_be_opened_is_an_error(tmp_path: Path, monkeypatch:
 
 
 def test_every_format_has_a_reader() -> None:
-    assert set(readers()) == {".md", ".markdown", ".mkd", ".txt", ".text", ".rst", ".html", ".htm", ".xhtml"}
+    texts = {".md", ".markdown", ".mkd", ".txt", ".text", ".rst", ".html", ".htm", ".xhtml", ".csv", ".tsv"}
+    assert set(readers()) == {*texts, ".pdf", ".docx", ".epub"}
+    assert set(formats()) == {*readers(), ".zip"}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -178,8 +260,11 @@ def test_unmarked_binary_is_refused() -> None:
 
 def test_text_is_normalised_whatever_its_format() -> None:
     decomposed = unicodedata.normalize("NFD", "Zoë")
-    for reader in set(readers().values()):
-        assert reader(decomposed.encode(), "a.x").document.text == "Zoë"
+    for suffix in (".md", ".txt", ".html"):
+        assert readers()[suffix](decomposed.encode(), "a.x").document.text == "Zoë"
+    assert readers()[".csv"](f"{decomposed}\nx\n".encode(), "a.csv").document.text == "Zoë: x"
+    assert readers()[".docx"](docx(paragraph(decomposed)), "a.docx").document.text == "Zoë"
+    assert readers()[".epub"](epub({"a.xhtml": decomposed}), "a.epub").document.text == "Zoë"
 
 
 def test_plain_text_paragraphs_headings_and_wrapping() -> None:

@@ -50,7 +50,7 @@ class Encoder:
         return len(text.split())
 
 
-def assistant_in(folder: Path) -> Assistant:
+def assistant_in(folder: Path, *, context: int = CONTEXT) -> Assistant:
     """An assistant over four short documents, with a toy model that has a template."""
     docs = folder / "docs"
     docs.mkdir(parents=True)
@@ -61,7 +61,7 @@ def assistant_in(folder: Path) -> Assistant:
         )
     home = folder / "assistant"
     home.mkdir()
-    lm = language_model("llama", max_position_embeddings=CONTEXT)
+    lm = language_model("llama", max_position_embeddings=context)
     index = DocumentIndex.create(home / "index", embedder=None, settings=IndexSettings())
     documents = read_folder(docs).documents
     index.add([(d, chunk_document(d, count_tokens=lambda text: len(text.split()))) for d in documents])

@@ -219,8 +219,8 @@ def tab_to(page: Any, words: str) -> None:
 def test_everything_can_be_done_with_the_keyboard(visit: Begin) -> None:
     seen = visit()
     page = seen.open()
-    page.evaluate("document.activeElement.blur()")
-    page.keyboard.press("Tab")
+    page.focus(".brand")
+    page.keyboard.press("Shift+Tab")
     assert focused(page) == "Skip to the content"
     page.keyboard.press("/")
     assert focused(page) == "Your question"

@@ -42,6 +42,7 @@ _BLOCK = 1 << 16
 _STOPPED_BY = {
     signal.SIGPROF: "takes longer than {seconds} s of processor time",
     signal.SIGXCPU: "takes longer than {seconds} s of processor time",
+    signal.SIGKILL: "was ended by the system, for its time or its memory",
 }
 
 

@@ -70,7 +70,7 @@ export class Reader {
   }
 
   frame(target) {
-    const title = el("h2", { id: "reader-title", dir: "auto" }, target.title || target.document);
+    const title = el("h2", { dir: "auto" }, target.title || target.document);
     const where = place(target);
     const close = button("Close", "close", () => this.close(), { quiet: true, kind: "close" });
     this.page = el("div", { class: "page", id: "reader-page", tabindex: "0", role: "document" });
@@ -87,6 +87,7 @@ export class Reader {
       ),
       this.page,
     );
+    this.panel.setAttribute("aria-label", `Document: ${target.title || target.document}`);
     this.panel.focus({ preventScroll: true });
   }
 
@@ -164,7 +165,7 @@ export class Reader {
   /** On a narrow window the panel covers the page, which then takes no focus. */
   guard() {
     const covering = this.isOpen && this.narrow.matches;
-    for (const part of [byId("main"), document.querySelector(".bar")]) part.inert = covering;
+    for (const part of [byId("skip"), byId("main"), document.querySelector(".bar")]) part.inert = covering;
   }
 
   close() {

@@ -105,7 +105,7 @@ ACTIONS = {
     "descriptor": lambda argument: os.open(argument, os.O_RDONLY),
     "listdir": os.listdir,
     "remove": os.remove,
-    "rename": lambda argument: os.rename(argument, argument + "2"),
+    "rename": lambda argument: os.rename(argument, argument + "2"),  # noqa: PTH104
     "mkdir": os.mkdir,
     "chmod": lambda argument: os.chmod(argument, 0),  # noqa: PTH101
     "socket": lambda argument: socket.socket(),
