@@ -190,10 +190,10 @@ def test_one_file_that_cannot_be_read_is_an_error(
 
 
 def test_one_file_that_is_not_there_or_is_a_link(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="a.md does not exist"):
+    with pytest.raises(NotFoundError, match=r"a\.md does not exist"):
         read_file(tmp_path / "nothing", "a.md")
     (tmp_path / "link").symlink_to("/etc/hostname")
-    with pytest.raises(FileFormatError, match="a.md cannot be opened"):
+    with pytest.raises(FileFormatError, match=r"a\.md cannot be opened"):
         read_file(tmp_path / "link", "a.md")
 
 

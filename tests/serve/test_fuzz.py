@@ -130,6 +130,9 @@ def operations(schema: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
+validators: dict[str, Any] = {}
+
+
 def check(reply: Reply, operation: dict[str, Any], schema: dict[str, Any], told: str) -> None:
     assert reply.status < 500, (told, reply)
     responses = operation["responses"]
@@ -138,8 +141,11 @@ def check(reply: Reply, operation: dict[str, Any], schema: dict[str, Any], told:
     kind = reply.headers["content-type"].partition(";")[0]
     assert kind in declared["content"], (told, kind)
     if kind == "application/json":
-        against = {**declared["content"][kind]["schema"], "components": schema["components"]}
-        jsonschema_rs.Draft202012Validator(against).validate(reply.json)
+        reference = declared["content"][kind]["schema"]["$ref"]
+        if reference not in validators:
+            against = {"$ref": reference, "components": schema["components"]}
+            validators[reference] = jsonschema_rs.Draft202012Validator(against)
+        validators[reference].validate(reply.json)
     elif kind == "text/event-stream":
         assert reply.body.endswith(b"data: [DONE]\n\n")
         assert all("error" not in event for event in reply.events), told

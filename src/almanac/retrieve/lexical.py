@@ -38,7 +38,7 @@ _ASKING = re.compile(r"\b(?:the |these |my |our )?documents? (?:say|says|tell|te
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Which terms stand how often in some chunks: three arrays int32 [entries], numbers counted from 0."""
+    """Which terms stand how often in some chunks: three arrays int32 [entries] in the order of chunk, then term."""
 
     vocabulary: Sequence[str]
     rows: NDArray[np.int32]  # the chunk
@@ -63,11 +63,12 @@ def count_terms(found: Sequence[Sequence[str]]) -> Counts:
     counted = [Counter(one) for one in found]
     vocabulary = sorted({term for one in counted for term in one})
     number = {term: place for place, term in enumerate(vocabulary)}
+    ordered = [sorted(one.items()) for one in counted]
     return Counts(
         vocabulary,
         np.repeat(np.arange(len(counted), dtype=np.int32), [len(one) for one in counted]),
-        np.fromiter((number[term] for one in counted for term in one), np.int32),
-        np.fromiter((count for one in counted for count in one.values()), np.int32),
+        np.fromiter((number[term] for one in ordered for term, _ in one), np.int32),
+        np.fromiter((count for one in ordered for _, count in one), np.int32),
         len(counted),
     )
 
@@ -84,6 +85,9 @@ class Postings:
     norms: NDArray[np.float64]  # [N], k1 * (1 - b + b * |d| / avgdl)
     k1: float
     b: float
+    _columns: dict[int, tuple[NDArray[np.int32], NDArray[np.float64]]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def empty(cls, *, k1: float, b: float) -> Postings:
@@ -103,8 +107,7 @@ class Postings:
         stay = place >= 0
         lengths[place[stay]] = self.lengths[stay]
         for row, part in added:
-            numbers = [vocabulary.setdefault(term, len(vocabulary)) for term in part.vocabulary]
-            columns.append(np.array(numbers, np.int32)[part.terms])
+            columns.append(_numbers(vocabulary, part.vocabulary)[part.terms])
             new_rows.append(part.rows + np.int32(row))
             new_counts.append(part.counts)
             lengths[row : row + part.chunks] = np.bincount(part.rows, weights=part.counts, minlength=part.chunks)
@@ -137,12 +140,19 @@ class Postings:
             column = self.vocabulary.get(term)
             if column is None:
                 continue
+            rows, weighted = self._column(column)
+            total[rows] += times * weighted
+        return total
+
+    def _column(self, column: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """The chunks that hold a term, and what it adds to the score of each; worked out when first asked for."""
+        known = self._columns.get(column)
+        if known is None:
             part = slice(self.starts[column], self.starts[column + 1])
             rows, counts = self.rows[part], self.counts[part]
-            total[rows] += (times * self.idf(len(rows))) * (
-                counts / (counts + self.norms[rows])
-            )  # float64 from here on
-        return total
+            known = (rows, self.idf(len(rows)) * (counts / (counts + self.norms[rows])))  # the norms make it float64
+            self._columns[column] = known
+        return known
 
     def idf(self, holding: int) -> float:
         """How much a term weighs that ``holding`` chunks hold."""
@@ -163,6 +173,13 @@ class Postings:
         groups = None if groups is None else groups[found]
         rows = found[best_of_groups(scores[found], k, groups=groups, per_group=per_group)]
         return rows, scores[rows]
+
+
+def _numbers(vocabulary: dict[str, int], words: Sequence[str]) -> NDArray[np.int32]:
+    """The number of each of ``words``; a new word gets the next one."""
+    new = dict.fromkeys(word for word in words if word not in vocabulary)
+    vocabulary.update(zip(new, range(len(vocabulary), len(vocabulary) + len(new)), strict=True))
+    return np.fromiter(map(vocabulary.__getitem__, words), np.int32, len(words))
 
 
 def _joined(old: NDArray, at: Places, new: NDArray) -> NDArray:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from almanac.assistant.documents import add_document, get_document, list_documents, remove_document
+from almanac.core.errors import FileFormatError, NotFoundError, UnsupportedError
 from almanac.files.store import safe_member
 from almanac.serve.service import Service, service_of
 
@@ -164,7 +165,10 @@ async def _receive(service: Service, request: Request, file: Path) -> None:
 async def _add(service: Service, file: Path, name: str, own: ExitStack) -> Response:
     with own:
         async with service.writing:
-            added = await service.compute(add_document, service.assistant, file, name)
+            try:
+                added = await service.compute(add_document, service.assistant, file, name)
+            except (NotFoundError, UnsupportedError) as error:  # a kind of file that has no reader
+                raise FileFormatError(error.cause, remedy=error.remedy) from error
     return JSONResponse(added.to_dict(), status_code=200 if added.replaced else 201)
 
 

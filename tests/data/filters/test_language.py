@@ -88,7 +88,7 @@ def test_with_lingua() -> None:
     ],
 )
 def test_a_sentence_of_each(text: str, code: str, lingua: bool) -> None:
-    told = identify(f"{text} {text}", lingua=lingua)  # twice: long enough for lingua
+    told = identify(f"{text} {text} {text}", lingua=lingua)  # thrice: long enough for lingua
     assert told.code == code
     assert 0 < told.confidence <= 1
 

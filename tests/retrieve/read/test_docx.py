@@ -81,7 +81,7 @@ def test_tables_are_rows() -> None:
         + row(cell(inner), cell())
         + "</w:tbl>"
     )
-    assert text(body) == "| Name | Use |\n| a/b | first second |\n| x | y |  |"
+    assert text(body) == "| Name | Use |\n| a/b | first second |\n| x / y |  |"
 
 
 def test_breaks_tabs_links_and_fields() -> None:

@@ -61,7 +61,7 @@ def test_what_is_no_book_is_named(data: bytes, message: str) -> None:
 
 def test_copy_protection_is_named_but_obfuscated_fonts_do_no_harm() -> None:
     def locks(part: str) -> str:
-        return f'<encryption xmlns:e="urn:e"><e:EncryptedData><e:CipherReference URI="{part}"/></e:EncryptedData></encryption>'
+        return f'<encryption xmlns:e="urn:e"><e:Data><e:CipherReference URI="{part}"/></e:Data></encryption>'
 
     chapters = {"a.xhtml": "<p>A.</p>"}
     assert read(epub(chapters, **{"META-INF__encryption.xml": locks("OEBPS/font.otf")})).document.text == "A."

@@ -65,7 +65,9 @@ def _valve(question: str) -> Iterator[Json]:
     boiler = handbook()
     cited = [quoting(boiler, QUOTE, number=1, page=2), quoting(boiler, SECOND, number=2, page=3)]
     text = f"{QUOTE} [1]\n\nIf it fails, it is replaced within **24 hours**, and the boiler stays off until then. [2]"
-    yield from streamed(answer(question, text, cited), "The valve is tested every 6 months, I think. [1]")
+    yield from streamed(
+        answer(question, text, cited, confidence=0.912), "The valve is tested every 6 months, I think. [1]"
+    )
 
 
 def _slow(question: str) -> Iterator[Json]:

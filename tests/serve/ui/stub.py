@@ -132,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: State
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the parent's
+    def log_message(self, format: str, *args: object) -> None:
         """Nothing on the terminal."""
 
     def do_GET(self) -> None:
@@ -175,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         known = path in self.state.documents
         made = StubDocument(path, text.splitlines()[0].lstrip("# "), text, added="2026-11-22T09:00:00+00:00")
         self.state.documents[path] = made
-        added = {"documents": [made.entry()], "notes": ["2 invisible characters removed"], "skipped": []}
+        added = {"documents": [made.entry()], "replaced": known, "notes": ["2 invisible characters removed"]}
         return self.json(added, 200 if known else 201)
 
     def do_DELETE(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,99 +13,15 @@ from serve.ui.stub import StubDocument, answer, streamed
 
 Begin = Callable[..., Visit]
 
-# WCAG 2.2: 1.4.3 contrast, over every visible text; colours are read back from a canvas, whatever their notation.
-CONTRAST = """() => {
-  const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
-  const paint = canvas.getContext("2d", { willReadFrequently: true });
-  const rgba = (colour) => {
-    paint.clearRect(0, 0, 1, 1);
-    paint.fillStyle = colour;
-    paint.fillRect(0, 0, 1, 1);
-    return [...paint.getImageData(0, 0, 1, 1).data].map((value) => value / 255);
-  };
-  const over = (top, under) => top.slice(0, 3).map((value, i) => value * top[3] + under[i] * (1 - top[3]));
-  const ground = (element) => {
-    if (!element) return rgba(getComputedStyle(document.body).backgroundColor);
-    const own = rgba(getComputedStyle(element).backgroundColor);
-    return own[3] === 1 ? own : [...over(own, ground(element.parentElement)), 1];
-  };
-  const light = (colour) => colour.slice(0, 3)
-    .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
-  const found = [];
-  let seen = 0;
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    const style = getComputedStyle(element);
-    const box = element.getBoundingClientRect();
-    const size = Number.parseFloat(style.fontSize);
-    if (!walker.currentNode.data.trim() || !element.checkVisibility({ visibilityProperty: true }) || box.width < 2 || size === 0) continue;
-    const under = ground(element);
-    const [one, other] = [light(over(rgba(style.color), under)), light(under)].sort((a, b) => b - a);
-    const ratio = (one + 0.05) / (other + 0.05);
-    const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
-    seen += 1;
-    if (ratio < (large ? 3 : 4.5)) found.push(`${ratio.toFixed(2)} ${element.className} "${walker.currentNode.data.trim().slice(0, 40)}"`);
-  }
-  return [seen, found];
-}"""
-
-# The checks of the usual tools that need no judgement: names, ids, headings, targets.
-NAMES = """() => {
-  const found = [];
-  const visible = (element) => element.checkVisibility({ visibilityProperty: true });
-  for (const element of document.querySelectorAll("a[href], button, input, textarea, select, summary, [role=region], dialog[open], aside")) {
-    if (!visible(element)) continue;
-    const by = (element.getAttribute("aria-labelledby") ?? "").split(" ").map((id) => document.getElementById(id)?.textContent ?? "").join("");
-    const label = element.labels?.length ? element.labels[0].textContent : "";
-    const words = ["A", "BUTTON", "SUMMARY"].includes(element.tagName) ? element.textContent : "";
-    if (!(element.getAttribute("aria-label") || by || label || words).trim()) found.push(`no name: ${element.outerHTML.slice(0, 90)}`);
-    const box = element.getBoundingClientRect();
-    const target = element.tagName === "BUTTON" && box.width > 1 && !element.classList.contains("document-title");
-    if (target && Math.min(box.width, box.height) < 23.5) found.push(`small: ${element.outerHTML.slice(0, 90)}`);
-  }
-  const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
-  for (const id of ids) if (ids.indexOf(id) !== ids.lastIndexOf(id)) found.push(`twice: ${id}`);
-  for (const element of document.querySelectorAll("[for], [aria-describedby], [aria-labelledby]")) {
-    for (const name of ["for", "aria-describedby", "aria-labelledby"]) {
-      const id = element.getAttribute(name);
-      if (id && !document.getElementById(id)) found.push(`${name}=${id} names nothing`);
-    }
-  }
-  const levels = [...document.querySelectorAll("main :is(h1, h2, h3, h4, h5, h6)")].filter(visible).map((h) => Number(h.tagName[1]));
-  if (levels.filter((level) => level === 1).length !== 1) found.push(`headings of level 1: ${levels}`);
-  levels.reduce((before, level) => (level > before + 1 && found.push(`heading ${before} to ${level}`), level), 1);
-  for (const image of document.querySelectorAll("img")) if (!image.hasAttribute("alt")) found.push("image without alt");
-  if (!document.documentElement.lang || !document.title) found.push("language or title");
-  return found;
-}"""
-
-OVERFLOW = """() => {
-  const wide = [];
-  const root = document.documentElement;
-  if (root.scrollWidth > root.clientWidth) wide.push(`page ${root.scrollWidth} > ${root.clientWidth}`);
-  const scrolls = (element) => element && (/auto|scroll/.test(getComputedStyle(element).overflowX)
-    && element.matches("pre, .scroll-x, .row") || scrolls(element.parentElement));
-  for (const element of document.querySelectorAll("body *")) {
-    if (!element.checkVisibility() || element.closest(".unseen, svg") || scrolls(element.parentElement)) continue;
-    const box = element.getBoundingClientRect();
-    if (box.width && box.right > root.clientWidth + 0.5) wide.push(`${element.localName}.${element.className} to ${box.right}`);
-  }
-  for (const view of document.querySelectorAll(".view, .log, .page")) {
-    if (view.checkVisibility() && view.scrollWidth > view.clientWidth) wide.push(`${view.className} scrolls sideways`);
-  }
-  return wide;
-}"""
+CHECKS = Path(__file__).parent / "checks"
+CONTRAST, NAMES, OVERFLOW = ((CHECKS / f"{name}.js").read_text() for name in ("contrast", "names", "overflow"))
 
 
-def every_state(seen: Visit) -> list[str]:
-    """Goes through what the page can show, and gives a name to each; the caller looks at it in between."""
-    return ["welcome", "conversation", "reader", "documents", "about", "delete"]
+STATES = ("welcome", "conversation", "reader", "documents", "about", "delete")
 
 
 def go(seen: Visit, state: str) -> None:
-    """Brings the page into one of those states, in their order."""
+    """Brings the page into one of the states, in their order: together all that it can show."""
     page = seen.page
     if state == "conversation":
         seen.ask(UNKNOWN, "declined")
@@ -140,7 +57,7 @@ def test_contrast_and_names_hold_everywhere(visit: Begin, theme: str) -> None:
     seen = visit(color_scheme=theme)
     page = seen.open()
     texts = 0
-    for state in every_state(seen):
+    for state in STATES:
         go(seen, state)
         count, poor = page.evaluate(CONTRAST)
         assert poor == [], state
@@ -156,9 +73,11 @@ def test_no_width_scrolls_sideways(visit: Begin, width: int) -> None:
     seen = visit(viewport={"width": width, "height": 640})
     long = "Betriebssicherheitsverordnung" * 8
     seen.state.documents[f"{long}.md"] = StubDocument(f"{long}.md", long, long)
-    seen.state.scripts["long"] = lambda question: streamed(answer(question, f"{long} `{long}`\n\n- {long}\n\n| {long} | b |\n|---|---|"))
+    seen.state.scripts["long"] = lambda question: streamed(
+        answer(question, f"{long} `{long}`\n\n- {long}\n\n| {long} | b |\n|---|---|")
+    )
     page = seen.open()
-    for state in every_state(seen):
+    for state in STATES:
         go(seen, state)
         if state == "conversation":
             seen.ask("long")
@@ -171,9 +90,14 @@ def test_a_window_at_200_percent_shows_question_and_answer(visit: Begin) -> None
     seen = visit(viewport={"width": 640, "height": 360}, device_scale_factor=2)
     page = seen.open()
     turn = seen.ask(QUESTION)
-    for part in (page.locator("#question"), turn.locator(".question"), turn.locator(".answer"), page.locator(".notice")):
+    for part in (
+        page.locator("#question"),
+        turn.locator(".question"),
+        turn.locator(".answer"),
+        page.locator(".notice"),
+    ):
         box = part.bounding_box()
-        assert 0 <= box["x"] and box["x"] + box["width"] <= 640
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 640
         assert 0 <= box["y"] < 340
     turn.locator(".cite").nth(1).click()
     page.wait_for_selector("#reader mark")
@@ -189,7 +113,9 @@ def test_on_a_phone_the_sheet_keeps_the_focus_and_gives_it_back(visit: Begin) ->
     page.wait_for_selector("#reader mark")
     for _ in range(8):
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement === document.body || document.getElementById('reader').contains(document.activeElement)")
+        assert page.evaluate(
+            "document.activeElement === document.body || document.getElementById('reader').contains(document.activeElement)"
+        )
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.className") == "cite"
 
@@ -293,7 +219,9 @@ def test_the_notice_is_always_to_be_seen(visit: Begin) -> None:
     page = seen.open()
     for view in ("Ask", "Documents", "About"):
         seen.view(view)
-        box = page.locator(".notice", has_text="You are talking to a machine; answers come from your documents.").bounding_box()
+        box = page.locator(
+            ".notice", has_text="You are talking to a machine; answers come from your documents."
+        ).bounding_box()
         assert box["y"] + box["height"] <= 640
 
 

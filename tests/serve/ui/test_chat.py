@@ -36,6 +36,7 @@ def test_a_draft_is_shown_as_a_draft_and_replaced_by_the_answer(visit: Begin) ->
     assert turn.locator(".draft").count() == 0
     assert "I think" not in turn.inner_text()
     assert QUOTE in turn.inner_text()
+    assert turn.locator(".state").inner_text() == "Checked against the cited passages, confidence 91 %"
     assert turn.locator("strong").inner_text() == "24 hours"
     assert "Answer:" in page.inner_text("#announcer")
     seen.calm()
@@ -200,7 +201,10 @@ def test_a_stream_that_breaks_off_is_no_answer(visit: Begin) -> None:
 def test_an_error_inside_the_stream_is_told(visit: Begin) -> None:
     def script(question: str) -> Iterator[Json]:
         yield {"type": "draft", "text": "The valve"}
-        yield {"type": "error", "error": {"message": "The engine stopped. Start the server again.", "type": "server_error"}}
+        yield {
+            "type": "error",
+            "error": {"message": "The engine stopped. Start the server again.", "type": "server_error"},
+        }
 
     seen = visit()
     seen.state.scripts["engine"] = script
@@ -279,9 +283,11 @@ def test_a_turn_can_be_copied_and_printed_alone(visit: Begin) -> None:
     turn.locator("button:has-text('Copy')").click()
     page.wait_for_selector("button:has-text('Copied')")
     copied = page.evaluate("navigator.clipboard.readText()")
-    assert QUESTION in copied and f'[2] Boiler room handbook' in copied and SECOND in copied
+    assert QUESTION in copied and "[2] Boiler room handbook" in copied and SECOND in copied
     page.emulate_media(media="print", color_scheme="dark")
-    page.evaluate("document.body.classList.add('printing'); document.querySelector('.turn:last-child').classList.add('printed')")
+    page.evaluate(
+        "document.body.classList.add('printing'); document.querySelector('.turn:last-child').classList.add('printed')"
+    )
     assert page.is_hidden(".bar") and page.is_hidden("#composer") and page.is_hidden(".turn:first-child")
     assert turn.is_visible()
     assert page.evaluate("getComputedStyle(document.querySelector('.answer')).color") == "rgb(24, 33, 31)"

@@ -40,7 +40,9 @@ def test_the_list_tells_each_document_and_can_be_filtered_and_sorted(visit: Begi
     seen = listed(visit)
     page = seen.page
     row = page.locator("tr", has_text="Electrical cabinets").inner_text()
-    assert [part for part in row.split() if part] == "Electrical cabinets plant/electrical.pdf 3 5 English 4,200 Nov 20, 2026 Delete Electrical cabinets".split()
+    assert [
+        part for part in row.split() if part
+    ] == "Electrical cabinets plant/electrical.pdf 3 5 English 4,200 Nov 20, 2026 Delete Electrical cabinets".split()
     assert titles(page) == sorted(titles(page), key=str.lower)
     page.click("th[data-column=characters] button")
     sizes = [len(d.text) for title in titles(page) for d in seen.state.documents.values() if d.title == title]
@@ -59,13 +61,17 @@ def test_the_list_tells_each_document_and_can_be_filtered_and_sorted(visit: Begi
 def test_files_are_added_one_by_one_with_what_became_of_each(visit: Begin) -> None:
     seen = listed(visit)
     page = seen.page
-    page.set_input_files("#picker", [file("night rules.md", b"# Night rules\n\nLock the gate."), file("photo.jpg", b"\xff")])
+    page.set_input_files(
+        "#picker", [file("night rules.md", b"# Night rules\n\nLock the gate."), file("photo.jpg", b"\xff")]
+    )
     page.wait_for_selector(".upload[data-state=failed]")
     done, failed = page.locator(".upload").all_inner_texts()
     assert "Added: 1 passage" in done and "2 invisible characters removed" in done
     assert "photo.jpg is not text. Save it as UTF-8 and add it again." in failed
     page.wait_for_selector(".document-title:has-text('Night rules')")
     assert "PUT /v1/documents/night%20rules.md" in seen.state.requests
+    page.set_input_files("#picker", file("night rules.md", b"# Night rules\n\nLock both gates."))
+    page.wait_for_selector(".upload:has-text('Replaced: 1 passage')")
     page.click("text=Clear this list")
     assert page.is_hidden(".uploads")
     seen.view("Ask")

@@ -67,7 +67,9 @@ def test_tables(page: Any) -> None:
     assert "<tr><td>end</td><td>z</td></tr>" in shown
 
 
-@pytest.mark.parametrize("piece", ["*a ", "_", "**a*", "`" * 3 + " ", "![", "[a](", "> ", "- ", "|", "[", "<http://", "#", "  - x\n"])
+@pytest.mark.parametrize(
+    "piece", ["*a ", "_", "**a*", "`" * 3 + " ", "![", "[a](", "> ", "- ", "|", "[", "<http://", "#", "  - x\n"]
+)
 def test_hostile_lengths_take_no_time(page: Any, piece: str) -> None:
     """Where time grew with the square, these would take minutes."""
     milliseconds, words = page.evaluate(TIME, piece * (60_000 // len(piece)))

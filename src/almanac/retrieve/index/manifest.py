@@ -98,9 +98,7 @@ def encode_manifest(manifest: Manifest, copy: int) -> tuple[ManifestName, bytes]
         "embedder": manifest.embedder,
         "dim": manifest.dim,
         "analysis": manifest.analysis,
-        "documents": [
-            [*dataclasses.astuple(one.entry), one.segment, one.size_bytes, one.content] for one in manifest.filed
-        ],
+        "documents": [[*vars(one.entry).values(), one.segment, one.size_bytes, one.content] for one in manifest.filed],
     }
     data = json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
     return ManifestName(manifest.generation, 1 - copy, hashlib.sha256(data).hexdigest()), data

@@ -24,6 +24,7 @@ from almanac.retrieve.read.word_styles import (
     concealed,
     list_of,
     outline_level,
+    shaded,
     value,
     word,
 )
@@ -105,6 +106,7 @@ class _Writer:
         self._hidden = 0
         self._deleted = 0
         self._contents = 0
+        self._backed = False  # whether the paragraph or cell being read has a coloured ground
         self._items: list[str] = []
         self._references: list[str] = []  # footnotes of the paragraph being read
         self._noted = 0
@@ -178,16 +180,21 @@ class _Writer:
     def _cell(self, cell: Element) -> str:
         """The text of a cell; a table in it is read row by row."""
         parts = []
+        around, self._backed = self._backed, self._backed or shaded(child(cell, "tcPr"))
         for element in _blocks(cell):
             if word(element.tag) == "p":
                 style = self._styles[value(child(element, "pPr", "pStyle"))]
                 parts.append(self._text(element, style))
             else:
                 parts += (row.strip("| ") for row in self._rows(element))
+        self._backed = around
         return " ".join(parts)
 
     def _text(self, paragraph: Element, style: Style) -> str:
-        return "".join(self._pieces(paragraph, style.hidden))
+        around, self._backed = self._backed, self._backed or shaded(child(paragraph, "pPr"))
+        text = "".join(self._pieces(paragraph, style.hidden))
+        self._backed = around
+        return text
 
     def _pieces(self, parent: Element, hidden: bool) -> Iterator[str]:
         """The visible text of runs, in order; ``hidden`` is what their paragraph's style says."""
@@ -204,7 +211,7 @@ class _Writer:
 
     def _run(self, run: Element, hidden: bool) -> Iterator[str]:
         properties = child(run, "rPr")
-        own = concealed(properties)
+        own = concealed(properties, backed=self._backed)
         if own is None:
             style = value(child(properties, "rStyle"))
             own = self._styles[style].hidden or None if style else None

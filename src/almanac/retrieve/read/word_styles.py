@@ -48,8 +48,16 @@ def switched_on(properties: Element | None, name: str) -> bool | None:
     return None if element is None else value(element).lower() not in _OFF
 
 
-def concealed(properties: Element | None) -> bool | None:
-    """Whether run properties hide their text from people; None where they say nothing about it."""
+def shaded(properties: Element | None) -> bool:
+    """Whether a run, paragraph or cell has a ground of its own colour."""
+    return value(child(properties, "shd"), "fill").lower() not in ("", "auto", "ffffff")
+
+
+def concealed(properties: Element | None, *, backed: bool = False) -> bool | None:
+    """Whether run properties hide their text from people; None where they say nothing about it.
+
+    ``backed`` tells that a coloured ground lies behind, on which white is visible.
+    """
     hidden = switched_on(properties, "vanish")
     if hidden or switched_on(properties, "specVanish") or switched_on(properties, "webHidden"):
         return True
@@ -57,8 +65,7 @@ def concealed(properties: Element | None) -> bool | None:
     if size.isdecimal() and int(size) < MIN_HALF_POINTS:
         return True
     white = _WHITE.fullmatch(value(child(properties, "color")))
-    shade = value(child(properties, "shd"), "fill").lower()
-    backed = child(properties, "highlight") is not None or shade not in ("", "auto", "ffffff")
+    backed = backed or child(properties, "highlight") is not None or shaded(properties)
     return True if white and not backed else hidden
 
 

@@ -85,8 +85,9 @@ export class About {
   values(words, value) {
     const rows = [...leaves(value ?? {}, [])].slice(0, MAX_ROWS);
     if (!rows.length) return null;
-    const made = rows.map(([name, text]) => el("tr", {}, el("th", { scope: "row", dir: "auto" }, name), el("td", { dir: "auto" }, text)));
-    const table = el("table", {}, el("tbody", {}, ...made));
+    const row = ([name, text]) =>
+      el("tr", {}, el("th", { scope: "row", dir: "auto" }, name), el("td", { dir: "auto" }, text));
+    const table = el("table", {}, el("tbody", {}, ...rows.map(row)));
     const frame = el("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": words }, table);
     return el("details", { class: "values" }, el("summary", {}, words), frame);
   }

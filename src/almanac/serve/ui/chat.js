@@ -138,7 +138,8 @@ export class Chat {
       open.append(icon("file"), words, el("span", { class: "recent-day" }, day(entry.added)));
       return el("li", {}, open);
     });
-    const none = el("p", {}, "There are no documents yet. ", el("a", { href: "#/documents" }, "Add the first ones"), ".");
+    const add = el("a", { href: "#/documents" }, "Add the first ones");
+    const none = el("p", {}, "There are no documents yet. ", add, ".");
     byId("welcome").replaceChildren(
       el("h1", { dir: "auto" }, `Ask ${assistant.name}`),
       el("p", { class: "facts" }, facts),

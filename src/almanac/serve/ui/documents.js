@@ -45,6 +45,7 @@ export class Documents {
     this.table = el("div", { class: "table" });
     this.sorting = el("select", {}, ...COLUMNS.map(([name, words]) => el("option", { value: name }, words)));
     this.sorting.addEventListener("change", () => this.sortBy(this.sorting.value, startsDown(this.sorting.value)));
+    const sorting = el("label", { class: "sorting on-narrow" }, "Sort by ", this.sorting);
     const hint = el("p", { class: "drop-hint" }, "or drop files or a folder anywhere on this page");
     this.view.append(
       el(
@@ -53,7 +54,7 @@ export class Documents {
         el("header", { class: "heading" }, el("div", {}, el("h1", {}, "Documents"), this.total),
           el("div", { class: "adding" }, add, hint, this.picker)),
         this.uploads.element,
-        el("div", { class: "filter" }, label, this.filter, el("label", { class: "sorting on-narrow" }, "Sort by ", this.sorting)),
+        el("div", { class: "filter" }, label, this.filter, sorting),
         this.table,
       ),
       el("p", { class: "drop-cover", "aria-hidden": "true" }, "Drop to add"),
@@ -180,7 +181,8 @@ export class Documents {
   }
 
   async remove(entry) {
-    byId("delete-name").textContent = entry.title && entry.title !== entry.path ? `${entry.title} (${entry.path})` : entry.path;
+    const named = entry.title && entry.title !== entry.path;
+    byId("delete-name").textContent = named ? `${entry.title} (${entry.path})` : entry.path;
     const dialog = byId("delete-dialog");
     dialog.returnValue = "";
     dialog.showModal();

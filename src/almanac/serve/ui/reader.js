@@ -189,7 +189,8 @@ function quoted(text, target) {
   const unit = offsets(text);
   const range = [unit(target.start ?? 0), unit(target.end ?? 0)];
   if (same(text.slice(...range), words)) return range;
-  const found = text.indexOf(words);
+  const near = text.indexOf(words, range[0]); // a passage may be wider than its quotation
+  const found = near === -1 ? text.indexOf(words) : near;
   return found === -1 ? null : [found, found + words.length];
 }
 

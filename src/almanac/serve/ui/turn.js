@@ -74,7 +74,8 @@ export class Turn {
       const index = sources.findIndex((source) => source.number === number);
       return index === -1 ? null : this.citation(sources, index);
     };
-    this.set("checked");
+    const sure = typeof answer.confidence === "number" ? `, confidence ${Math.round(answer.confidence * 100)} %` : "";
+    this.set("checked", STATES.checked[1] + sure);
     this.body.replaceChildren(el("div", { class: "answer prose", dir: "auto" }, markdown(answer.answer, { mark })));
     const list = el("ol", { class: "sources", "aria-label": "Sources" }, ...this.rows(sources));
     this.after.replaceChildren(sources.length ? list : "", this.actions());

@@ -18,7 +18,8 @@ export class Uploads {
     this.working = false;
     this.list = el("ul", {});
     const clear = button("Clear this list", null, () => this.clear(), { kind: "plain" });
-    this.element = el("section", { class: "uploads", "aria-label": "Files being added", hidden: true }, this.list, clear);
+    this.element = el("section", { class: "uploads", "aria-label": "Files being added" }, this.list, clear);
+    this.element.hidden = true;
   }
 
   /** Takes { file, path } items; resolves when all of them are through. */
@@ -50,7 +51,8 @@ export class Uploads {
     const bar = el("progress", { max: "1", value: "0", "aria-label": `Progress of ${path}` });
     const cancel = button(`Cancel ${path}`, "close", () => control.abort(), { quiet: true });
     const name = el("p", { class: "upload-name", dir: "auto" }, path);
-    const element = el("li", { class: "upload", "data-state": "sending" }, el("div", { class: "upload-head" }, name, cancel), bar, words);
+    const head = el("div", { class: "upload-head" }, name, cancel);
+    const element = el("li", { class: "upload", "data-state": "sending" }, head, bar, words);
     this.list.append(element);
     return { file, path, control, words, bar, cancel, element };
   }
@@ -102,8 +104,9 @@ export class Uploads {
     const skipped = added.skipped ?? [];
     const passages = documents.reduce((sum, entry) => sum + (entry.chunks ?? 0), 0);
     const parts = documents.length > 1 ? [count(documents.length, "document")] : [];
+    const verb = added.replaced ? "Replaced" : "Added";
     const words = documents.length
-      ? `Added: ${[...parts, count(passages, "passage")].join(", ")}`
+      ? `${verb}: ${[...parts, count(passages, "passage")].join(", ")}`
       : "Nothing was added";
     this.finish(row, documents.length ? "done" : "failed", words);
     const notes = [...(added.notes ?? []).map(String), ...skipped.map(([name, reason]) => `${name}: ${reason}`)];

@@ -18,7 +18,7 @@ _TITLED = re.compile(
     rf"Signora?|Sig|Senhora?|Mevrouw|Meneer)\.?[ ](?:(?:Dr|Prof)\.?[ ])?({_NAME})"
 )
 _INTRODUCED = re.compile(
-    r"(?<!\w)(?:[Mm]y name is|[Mm]y name['’]s|[Nn]ame:|[Ff]ull name:|[Ss]igned by|[Yy]ours sincerely,|[Ss]incerely,|"
+    r"(?<!\w)(?:[Mm]y name is|[Mm]y name['’]s|Name:|Full name:|[Ss]igned by|[Yy]ours sincerely,|[Ss]incerely,|"
     r"[Bb]est regards,|[Kk]ind regards,|[Mm]ein Name ist|[Ii]ch heiße|[Jj]e m['’]appelle|[Mm]e llamo|[Mm]i chiamo|"
     rf"[Ii]k heet|[Mm]it freundlichen Grüßen,?)\s{{1,2}}({_NAME})"
 )
