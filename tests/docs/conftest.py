@@ -1,4 +1,4 @@
-"""A folder in which the snippets of a page find what they talk about: a model, a GGUF file and some documents.
+"""A folder in which the snippets of a page find what they talk about: a model, a GGUF file, documents, an assistant.
 
 The alias of the embedded model leads to the toy as well, so that every snippet runs on every machine within seconds.
 """
@@ -12,6 +12,8 @@ import pytest
 from docs.pages import EMBEDDED
 from docs.toy_model import language_model, write_documents
 
+from almanac.assistant.build import build
+from almanac.assistant.settings import BuildSettings
 from almanac.files import hub
 from almanac.files.store import write_json
 
@@ -22,7 +24,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lm = language_model()
     lm.save(folder / "my-model")
     lm.export(folder / "model.gguf", format="gguf", quantization="Q8_0")
-    write_documents(folder / "handbook")
+    settings = BuildSettings(model=str(folder / "my-model"), encoder="", steps=1, questions=2)
+    build(write_documents(folder / "handbook"), folder / "assistant", settings=settings)
     return folder
 
 

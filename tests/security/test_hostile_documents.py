@@ -63,7 +63,7 @@ def test_there_are_as_many_cases_as_we_say() -> None:
 @pytest.mark.parametrize("case", ARCHIVES, ids=lambda case: case.name)
 def test_r17_no_archive_leaves_its_folder_or_unfolds_without_end(process: ReaderProcess, case: ArchiveCase) -> None:
     name = f"trap{case.suffix}"
-    outcome = process.read(case.data, name)
+    outcome = process.read(case.make(), name)
     check(outcome, name)
     texts = [reading.document.text for reading in outcome.readings]
     if case.rest:
@@ -127,6 +127,6 @@ def test_a_member_that_breaks_its_reader_costs_the_archive_one_member(process: R
 
 def test_an_error_says_what_and_why(process: ReaderProcess) -> None:
     case = next(case for case in ARCHIVES if case.name == "name '../x.md'")
-    (error,) = process.read(case.data, "up.zip").skipped.values()
+    (error,) = process.read(case.make(), "up.zip").skipped.values()
     assert isinstance(error, AlmanacError)
     assert str(error).startswith("up.zip/../x.md has a name that leaves its folder. ")

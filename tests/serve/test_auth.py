@@ -51,7 +51,7 @@ class Untouched:
 
     async def __call__(self) -> Any:
         self.calls += 1
-        return {"type": "http.request", "body": b"", "more_body": False}
+        raise AssertionError("the body was asked for")
 
 
 async def refused(app: Application, method: str, path: str, headers: dict[str, Any], **changes: Any) -> Reply:

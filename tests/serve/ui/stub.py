@@ -130,6 +130,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request. The state hangs on the server."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every piece of a stream waits for the one before it
     state: State
 
     def log_message(self, format: str, *args: object) -> None:

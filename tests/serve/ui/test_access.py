@@ -185,7 +185,7 @@ def test_everything_can_be_done_with_the_keyboard(visit: Begin) -> None:
     page.keyboard.press("Enter")
     tab_to(page, "Delete")
     page.keyboard.press("Enter")
-    page.wait_for_selector(".facts:has-text('7 documents')")
+    page.wait_for_selector("#documents .facts:has-text('7 documents')")
     seen.calm()
 
 

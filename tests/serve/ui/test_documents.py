@@ -113,7 +113,7 @@ def test_a_document_is_deleted_only_after_a_yes(visit: Begin) -> None:
     assert "safety/evacuation.md" in seen.state.documents
     page.click("button:has-text('Delete Evacuation')")
     page.click("#delete-dialog .danger")
-    page.wait_for_selector(".facts:has-text('7 documents')")
+    page.wait_for_selector("#documents .facts:has-text('7 documents')")
     assert "safety/evacuation.md" not in seen.state.documents
     assert "Evacuation" not in titles(page)
     seen.calm()

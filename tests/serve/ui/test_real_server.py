@@ -74,7 +74,7 @@ def test_ask_cite_add_delete(assistant: Assistant, on: Callable[[int], Visit]) -
         page.keyboard.press("Escape")
         page.click("button:has-text('Delete The gate')")
         page.click("#delete-dialog .danger")
-        page.wait_for_selector(".facts:has-text('4 documents')")
+        page.wait_for_selector("#documents .facts:has-text('4 documents')")
         seen.view("About")
         page.wait_for_selector(".card")
         with page.context.expect_page() as opened:

@@ -119,7 +119,10 @@ class ReaderProcess:
         }
         job["wall_seconds"] = WALL * job["total_seconds"] + _GRACE_SECONDS
         with self._lock:
-            return self._run(job, data)
+            outcome = self._run(job, data)
+        if not outcome.readings and not outcome.skipped:
+            outcome.skip(name, FileFormatError(f"{name} holds no documents", remedy="Put documents into it."))
+        return outcome
 
     def close(self) -> None:
         """End the child, if there is one. The next file starts a new one."""

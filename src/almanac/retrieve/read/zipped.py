@@ -27,6 +27,7 @@ _END = b"PK\x05\x06"
 _END_BYTES, _COMMENT_BYTES = 22, 65_535
 _DRIVE = re.compile(r"[A-Za-z]:")
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 0x1 | 0x40 | 0x2000  # the entry, strongly, and its directory
 _PLAIN_TYPES = (0, stat.S_IFREG, stat.S_IFDIR)
 _REMEDY = "Pack it again with an ordinary program, or give the documents without the archive."
 
@@ -60,12 +61,14 @@ class Box:
 
     def __init__(self, data: bytes, path: str, budget: Budget | None = None) -> None:
         self._path = path
-        _check_end(data, path)
+        counted = _counted(data, path)
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
             entries = self._zip.infolist()
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, zlib.error, EOFError) as error:
             raise FileFormatError(f"{path} is not a whole zip file: {error}", remedy=_REMEDY) from error
+        if counted != len(entries):
+            raise FileFormatError(f"{path} does not hold as many entries as it says", remedy=_REMEDY)
         budget = budget or Budget(len(data))
         budget.take(path, len(entries), sum(entry.file_size for entry in entries))
         _check_overlap(entries, path, len(data))
@@ -100,7 +103,7 @@ class Box:
         whole = f"{self._path}/{name}"
         if entry is None:
             raise FileFormatError(f"{self._path} has no {name}", remedy=_REMEDY)
-        if entry.flag_bits & 1:
+        if entry.flag_bits & _ENCRYPTED:
             raise FileFormatError(f"{whole} is encrypted", remedy="Pack it without a password.")
         if entry.compress_type not in _METHODS:
             raise FileFormatError(f"{whole} is packed by a method that is not read", remedy=_REMEDY)
@@ -124,8 +127,8 @@ def shown(name: str) -> str:
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
-def _check_end(data: bytes, path: str) -> None:
-    """The count in the end record, before a directory of a million entries is parsed."""
+def _counted(data: bytes, path: str) -> int:
+    """The number of entries in the end record, checked before a directory of a million is parsed."""
     at = data.rfind(_END, max(0, len(data) - _END_BYTES - _COMMENT_BYTES))
     if at < 0 or at + _END_BYTES > len(data):
         raise FileFormatError(f"{path} is not a whole zip file", remedy=_REMEDY)
@@ -133,6 +136,7 @@ def _check_end(data: bytes, path: str) -> None:
     directory_bytes = int.from_bytes(data[at + 12 : at + 16], "little")
     if counted > MAX_ENTRIES or directory_bytes > MAX_ENTRIES * (46 + MAX_NAME):
         raise FileFormatError(f"{path} holds more than {MAX_ENTRIES:,} entries", remedy="Split it.")
+    return counted
 
 
 def _check_overlap(entries: list[zipfile.ZipInfo], path: str, file_bytes: int) -> None:
