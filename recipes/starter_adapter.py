@@ -1,6 +1,6 @@
 """The starter adapter: SmolLM2-135M-Instruct learns to answer from numbered passages, to cite, and to decline.
 
-    python recipes/starter_adapter.py --data ../shared/data --output src/almanac/assistant/starter
+    python recipes/starter_adapter.py --data ../shared/data --output src/almanac/assistant/starter_adapter
 
 One LoRA of rank 16 on every linear map of the packed 4-bit base (QLoRA), one pass over about 1,400 examples
 (``starter_data.py``), answer-only loss. About an hour on one core; killed and started again it goes on.
@@ -20,6 +20,7 @@ import starter_data
 import almanac
 from almanac.adapt.lora import Lora
 from almanac.align.supervised import Example, finetune
+from almanac.assistant import starter
 from almanac.assistant.prompt import messages
 from almanac.data.grounded import GroundedExample
 from almanac.language_model.model import LanguageModel
@@ -35,6 +36,20 @@ ADAPTER = Lora(rank=16, alpha=32.0, seed=SEED)
 SETTINGS = TrainSettings(
     learning_rate=1e-3, epochs=1, step_tokens=2048, micro_tokens=900, warmup=0.05, save_every=10, seed=SEED
 )
+
+DETAILS = {
+    "name": "grounded-answering-1",
+    "recipe": "recipes/starter_adapter.py",
+    "settings": SETTINGS.to_dict(),
+    "data": {
+        "AdversarialQA, through t0_multitask": "CC BY-SA 4.0",
+        "Quoref, through t0_multitask": "CC BY 4.0",
+        "MedQuAD": "CC BY 4.0",
+        "30 articles of the English Wikipedia, 2022": "CC BY-SA 3.0",
+        "16 books": "public domain",
+    },
+    "licence": "CC BY-SA 4.0",
+}
 
 
 def examples(lm: LanguageModel, data: Path) -> tuple[list[GroundedExample], list[GroundedExample]]:
@@ -76,7 +91,7 @@ def main() -> None:
         on_event=Progress(lambda reading: print(reading, flush=True)),
         run_folder=chosen.run,
     )
-    lm.save(chosen.output)
+    starter.write(lm, chosen.output, technique=ADAPTER, details=DETAILS | {"examples": len(train)})
 
 
 if __name__ == "__main__":

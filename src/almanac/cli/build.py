@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -13,23 +14,48 @@ from almanac.cli.printing import emit, line, table
 from almanac.cli.progress import reporting
 from almanac.core.errors import TrainingError
 
+if TYPE_CHECKING:
+    from almanac.assistant.settings import BuildSettings
+
 STOPPED = "Run the same command again; the build goes on where it was."
 
 
-def build(
-    docs: Path,
-    /,
-    *,
-    output: Path,
-    base: Annotated[str | None, Parameter(name=("--base", "--model"))] = None,
-    steps: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
-    policy: Literal["keep", "redact", "drop"] = "keep",
-    starter: bool = True,
-    words_only: Annotated[bool, Parameter(negative=())] = False,
-    gguf: str | None = None,
-    seed: int = 0,
-    json: Json = False,
-) -> int:
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """How the assistant is made.
+
+    Args:
+        base: The base model, an alias or a folder; by default `smollm2-135m-instruct`.
+        steps: Training steps; by default 24.
+        policy: What to do with personal data in documents: keep it, redact it, or drop the documents that hold some.
+        starter: Begin with the adapter that comes with Almanac, where there is one for the base model.
+        words_only: Find passages by words alone, without the encoder that finds them by meaning.
+        gguf: Also write the model as a GGUF file in this format, such as `Q8_0`.
+        seed: Of everything that is drawn.
+    """
+
+    base: Annotated[str | None, Parameter(name=("--base", "--model"))] = None
+    steps: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None
+    policy: Literal["keep", "redact", "drop"] = "keep"
+    starter: bool = True
+    words_only: Annotated[bool, Parameter(negative=())] = False
+    gguf: str | None = None
+    seed: int = 0
+
+    def settings(self) -> BuildSettings:
+        """As a build wants them."""
+        from almanac.assistant.settings import BuildSettings
+
+        given = {"model": self.base, "steps": self.steps, "gguf": self.gguf, "encoder": "" if self.words_only else None}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return BuildSettings(seed=self.seed, policy=self.policy, starter=self.starter, **chosen)
+
+
+USUAL = Making()
+
+
+def build(docs: Path, /, *, output: Path, making: Making = USUAL, json: Json = False) -> int:
     """Turn a folder of documents into an assistant.
 
     Reads and cleans the documents, indexes them, makes training questions from them, measures the base model, adapts
@@ -46,21 +72,11 @@ def build(
     Args:
         docs: A folder of documents.
         output: The folder of the assistant; made if it is not there.
-        base: The base model, an alias or a folder; by default `smollm2-135m-instruct`.
-        steps: Training steps; by default 24.
-        policy: What to do with personal data in documents: keep it, redact it, or drop the documents that hold some.
-        starter: Begin with the adapter that comes with Almanac, where there is one for the base model.
-        words_only: Find passages by words alone, without the encoder that finds them by meaning.
-        gguf: Also write the model as a GGUF file in this format, such as `Q8_0`.
-        seed: Of everything that is drawn.
     """
     from almanac.assistant.build import build as built
-    from almanac.assistant.settings import BuildSettings
     from almanac.files.strict_json import read_json
 
-    given: dict[str, Any] = {"model": base, "steps": steps, "gguf": gguf, "encoder": "" if words_only else None}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    settings = BuildSettings(seed=seed, policy=policy, starter=starter, **chosen)
+    settings = making.settings()
     with noticing_ctrl_c() as pressed:
         try:
             with reporting(in_json=json) as report:

@@ -42,7 +42,7 @@ LOOPBACK = Listening()
 def serve(
     assistant: Path, /, *, token_file: Path | None = None, listening: Listening = LOOPBACK, json: Json = False
 ) -> int:
-    """Serve an assistant: a page for people and an OpenAI-compatible API for programs.
+    """Serve an assistant: a web page and an OpenAI-compatible API.
 
     Without further options only this machine is served, and needs no token. Ctrl-C ends it; answers under way get a few
     seconds. The log, on stderr, holds no questions, no answers and no names of documents.

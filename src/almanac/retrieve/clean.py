@@ -386,5 +386,5 @@ def _personal_data(document: Document, policy: Policy) -> tuple[Document, Counte
 
 def _quote(line: str) -> str:
     """A short quote, personal data masked even where it is only suspected."""
-    pass
+    line = redact(line, find(line, min_confidence=WEAK))
     return line if len(line) <= QUOTE_CHARACTERS else line[: QUOTE_CHARACTERS - 1] + "…"

@@ -237,7 +237,10 @@ class _Conversation:
             ready = {descriptor for descriptor, _ in poll.poll(left * 1000)}
             if source in ready:
                 self._take(os.read(source, _BLOCK))
-            elif status in ready:  # only when nothing is left in the other pipe
+            elif status in ready:  # the fork is gone, so nothing follows what is in its pipe now
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        self._take(os.read(source, _BLOCK))
                 self._check(os.read(status, 4))
                 return
             if sink in ready and not _feed(sink, waiting):
