@@ -26,7 +26,8 @@ def file(name: str, content: bytes) -> dict[str, Any]:
 
 def titles(page: Any) -> list[str]:
     """The titles in the list, from the top."""
-    return page.locator(".document-title").all_inner_texts()
+    found: list[str] = page.eval_on_selector_all(".document-title", "(all) => all.map((one) => one.textContent)")
+    return found
 
 
 def listed(visit: Begin) -> Visit:

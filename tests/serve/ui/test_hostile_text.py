@@ -35,6 +35,9 @@ FOREIGN = """(tags) => {
       if (set && !own(element) && !height && !(name === "href" && value.startsWith("#/"))) found.push(`${name}=${value}`);
     }
   }
+  for (const { textContent } of document.querySelectorAll(".address")) {
+    if (!/^https?:\\/\\//.test(textContent)) found.push(`address ${textContent}`);
+  }
   for (const name of ["img", "script", "link", "meta", "iframe"]) {
     for (const element of document.querySelectorAll(name)) if (!own(element)) found.push(name);
   }
