@@ -129,7 +129,7 @@ def _bombs(copies: int, method: int) -> bytes:
 
 
 def _eleven() -> bytes:
-    thousand = _many(1_000)
+    thousand = zipped({f"{number}/": "" for number in range(1_000)}, method=zipfile.ZIP_STORED)
     return zipped({f"{number}.zip": thousand for number in range(11)}, method=zipfile.ZIP_STORED)
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
 from retrieve.read.written import RELATIONS, W, epub, lines, paragraph, pdf, pdf_of, show, zipped
 
+FACTOR = float(os.environ.get("ALMANAC_FUZZ_FACTOR", "1"))  # 20 makes the texts as large as a text file may be
 Bomb = tuple[str, Callable[[], bytes]]
 
 
@@ -43,9 +45,9 @@ def xml_payloads(root: str) -> dict[str, Callable[[], str]]:
         "deep": lambda: "<a>" * 200_000,
         "deep and closed": lambda: f"<{root}>{'<a>' * 50_000}{'</a>' * 50_000}</{root}>",
         "wide": lambda: f"<{root}>{'<a/>' * 1_200_000}</{root}>",
-        "attributes": lambda: "<{} {}/>".format(root, " ".join(f'a{n}="1"' for n in range(100_000))),
-        "long attribute": lambda: f'<{root} a="{"b" * 4_000_000}"/>',
-        "long name": lambda: f"<{'n' * 4_000_000}/>",
+        "attributes": lambda: "<{} {}/>".format(root, " ".join(f'a{n}="1"' for n in range(30_000))),
+        "long attribute": lambda: f'<{root} a="{"b" * 1_000_000}"/>',
+        "long name": lambda: f"<{'n' * 1_000_000}/>",
         "namespaces": lambda: "<{} {}/>".format(root, " ".join(f'xmlns:n{n}="u{n}"' for n in range(20_000))),
         "unknown encoding": lambda: f'<?xml version="1.0" encoding="utf-7"?><{root}/>',
         "large comment": lambda: f"<{root}><!--{'-x' * 1_000_000}--></{root}>",
@@ -74,8 +76,12 @@ def _book(part: str, payload: Callable[[], str]) -> bytes:
     return zipped({**sound, part: payload()})
 
 
-def _encoded(content: Callable[[], str]) -> bytes:
-    return content().encode()
+def _encoded(content: Callable[[], str], characters: int = 200_000) -> bytes:
+    return content()[: int(FACTOR * characters)].encode()
+
+
+def _cut(content: Callable[[], bytes], size: int = 800_000) -> bytes:
+    return content()[: int(FACTOR * size)]
 
 
 def _page_bombs() -> Iterator[Bomb]:
@@ -102,8 +108,8 @@ def _page_bombs() -> Iterator[Bomb]:
     }
     for name, content in pieces.items():
         yield f"{name}.html", functools.partial(_encoded, content)
-    yield "nested divisions.epub", lambda: epub({"a.xhtml": "<div>" * 150_000})
-    yield "slashes.epub", lambda: epub({"a.xhtml": "<a /" * 300_000})
+    yield "nested divisions.epub", lambda: epub({"a.xhtml": "<div>" * 40_000})
+    yield "slashes.epub", lambda: epub({"a.xhtml": "<a /" * 50_000})
 
 
 def _markdown_bombs() -> Iterator[Bomb]:
@@ -140,6 +146,11 @@ def _markdown_bombs() -> Iterator[Bomb]:
 
 
 def _text_bombs() -> Iterator[Bomb]:
+    for name, content in _texts():
+        yield name, functools.partial(_cut, content)
+
+
+def _texts() -> Iterator[Bomb]:
     yield "underlines.txt", lambda: b"a\n===\n" * 500_000
     yield "one line.txt", lambda: b"a " * 4_000_000
     yield "blank lines.txt", lambda: b"\n" * 8_000_000
@@ -172,7 +183,7 @@ def _pdf_bombs() -> Iterator[Bomb]:
         ("its own child twice", "2 0 R 2 0 R", 2**20),
         ("count too large", "10 0 R", 2**31 - 1),
         ("count below zero", "10 0 R", -5),
-        ("one page often", "10 0 R " * 5_000, 5_000),
+        ("one page often", "10 0 R " * 2_000, 2_000),
         ("too many pages", "10 0 R " * 50_000, 50_000),
         ("missing pages", " ".join(f"{n} 0 R" for n in range(100, 5_000)), 4_900),
     ):
@@ -224,7 +235,7 @@ def _content_bombs() -> Iterator[Bomb]:
         yield f"{name}.pdf", functools.partial(_drawn, content, form)
     yield (
         "packed content.pdf",
-        lambda: pdf(["x"], objects={11: _packed(b"BT /R 9 Tf 50 500 Td (words ) Tj ET\n" * 500_000, 1)}),
+        lambda: pdf(["x"], objects={11: _packed(b"BT /R 9 Tf 50 500 Td (words ) Tj ET\n" * 300_000, 1)}),
     )
     yield "packed twice.pdf", lambda: pdf(["x"], objects={11: _packed(b" " * 40_000_000, 2)})
     yield "filters.pdf", lambda: pdf(["x"], objects={11: _stream(b"x", f"/Filter [{'/ASCIIHexDecode ' * 50_000}]")})
@@ -252,28 +263,24 @@ def _structure_bombs(page: str) -> Iterator[Bomb]:
     yield "turned often.pdf", lambda: pdf([page], page_entries="/Rotate 99999999990")
     yield (
         "font is itself.pdf",
-        pdf([page], objects={3: "<< /Type /Font /Subtype /Type0 /BaseFont /X /DescendantFonts [3 0 R] >>"}),
+        lambda: pdf([page], objects={3: "<< /Type /Font /Subtype /Type0 /BaseFont /X /DescendantFonts [3 0 R] >>"}),
     )
     yield "references.pdf", lambda: pdf([page], objects={11: "12 0 R", 12: "11 0 R"})
     yield "length is itself.pdf", lambda: pdf([page], objects={11: "<< /Length 11 0 R >>\nstream\nx\nendstream"})
     yield "resources loop.pdf", lambda: pdf([page], page_entries="/Resources 50 0 R", objects={50: "50 0 R"})
     yield (
         "extends itself.pdf",
-        pdf([page], objects={60: _stream(b"1 0 <<>>", "/Type /ObjStm /N 99999999 /First 4 /Extends 60 0 R")}),
+        lambda: pdf([page], objects={60: _stream(b"1 0 <<>>", "/Type /ObjStm /N 99999999 /First 4 /Extends 60 0 R")}),
     )
     yield "deep object.pdf", lambda: pdf([page], objects={5: "[" * 500_000})
     yield (
         "table before itself.pdf",
-        pdf_of({1: "<< /Type /Catalog /Pages 2 0 R >>", 2: "<< /Kids [] >>"}, trailer="/Prev 9 /XRefStm 9"),
+        lambda: pdf_of({1: "<< /Type /Catalog /Pages 2 0 R >>", 2: "<< /Kids [] >>"}, trailer="/Prev 9 /XRefStm 9"),
     )
     sound = pdf([page])
     start = sound.rindex(b"startxref")
-    yield (
-        "table in circles.pdf",
-        sound.replace(
-            b"/Root", b"/Prev %d /Root" % sound.rindex(b"xref\n0") if b"xref\n0" in sound else b"/Prev 15 /Root"
-        ),
-    )
+    circle = b"/Prev %d /Root" % sound.rindex(b"\nxref\n", 0, start)
+    yield "table in circles.pdf", lambda: sound.replace(b"/Root", circle)
     yield "no table.pdf", lambda: sound[:start] + b"startxref\n999999999\n%%EOF"
     yield "size too large.pdf", lambda: sound.replace(b"/Size", b"/Size 2147483647 /Old")
     for share in range(1, 8):

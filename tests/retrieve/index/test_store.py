@@ -78,7 +78,7 @@ def test_every_mode_finds_by_its_own_means(tmp_path: Path) -> None:
     assert dense[0].chunk == SEA[1][1] and len(dense) == 6
     assert all(-1.0001 <= hit.score <= 1.0001 for hit in dense)
     assert index.search("zzz qqq", 3, mode="lexical") == []
-    assert index.search("   ", 3) == []
+    assert index.search("   ", 3) == index.search("   ", 3, per_document=1) == []
     for query in ("\ud800 cats", "\x00", "' OR 1=1 --", "cats\n../../etc"):
         assert all(hit.chunk in index.chunks for hit in index.search(query, 3))
 

@@ -102,6 +102,21 @@ def test_a_quotation_over_blocks_is_marked_whole(visit: Begin) -> None:
     assert plain(marked(seen)) == plain(quote)
 
 
+def test_of_equal_sentences_the_cited_one_is_marked(visit: Begin) -> None:
+    """Six characters of two units each stand before three sentences of six: counted in units, the second would be hit."""
+    seen = visit()
+    text = "𝒑" * 6 + " Same. Same. Same."
+    document = StubDocument("same.md", "Same", text)
+    start = len(text) - len("Same.")
+    seen.state.documents["same.md"] = document
+    cited = [{**quoting(document, "Same."), "start": start, "end": len(text)}]
+    seen.state.scripts["same"] = lambda question: streamed(answer(question, "Same. [1]", cited))
+    page = seen.open()
+    seen.ask("same").locator(".cite").click()
+    assert marked(seen) == "Same."
+    assert page.evaluate("document.querySelector('#reader mark').previousSibling.data") == text[:start]
+
+
 def test_a_moved_passage_is_found_and_a_lost_one_is_said_to_be(visit: Begin) -> None:
     seen = visit()
     page = seen.open()

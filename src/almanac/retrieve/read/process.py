@@ -29,10 +29,12 @@ from almanac.core.errors import AlmanacError, FileFormatError, NotFoundError, Un
 from almanac.retrieve.read import wire
 from almanac.retrieve.read.child import HEADER
 from almanac.retrieve.read.document import Reading
-from almanac.retrieve.read.formats import Format, formats, suffix_of
+from almanac.retrieve.read.formats import MAX_BYTES, Format, formats, suffix_of
 
 MEMORY_BYTES = 512 * 2**20  # above what the process uses before it sees the file
-SECONDS = 10  # of processor time for a file or a member of an archive; one more for each MiB
+SECONDS = (
+    10  # of processor time for a file or a member of an archive; one more for each MiB of a kind that may be large
+)
 WALL = 2  # times as much may pass on the clock, for other programs want the processor too
 ARCHIVE_SECONDS = 30  # for all members together; two more for each MiB
 MAX_TOTAL_BYTES = 256 * 2**20  # text that one archive may give
@@ -106,7 +108,7 @@ class ReaderProcess:
                 remedy=f"These kinds are read: {', '.join(sorted(known))}.",
             )
         mebibytes = len(data) >> 20
-        seconds = self._seconds + mebibytes
+        seconds = self._seconds + (mebibytes if kind.max_bytes > MAX_BYTES else 0)
         others = sorted({other.module for other in known.values()} - {kind.module}) if kind.archive else []
         job = {
             "name": name,
