@@ -91,3 +91,16 @@ def test_the_command_adds_lists_and_removes(
     assert run(["index", "remove", folder, "heron.txt"]) == 0
     assert run(["index", "remove", folder, "heron.txt"]) == 1
     assert run(["index", "add", folder]) != 0
+
+
+def test_the_evaluations_forget_a_document_that_was_removed(assistant_folder: Path) -> None:
+    assistant = open_assistant(assistant_folder)
+    stored = json.loads((assistant_folder / "evaluations.json").read_text())
+    shown = {name for answer in stored["after"]["answers"] for name in answer["documents"]}
+    name = sorted(shown)[0]
+    topic = name.removesuffix(".md")
+    assert f"clean the {topic}" in (assistant_folder / "report.html").read_text()
+    remove_document(assistant, name)
+    for place in ("evaluations.json", "report.html", ".build/stages.json"):
+        assert f"clean the {topic}".encode() not in (assistant_folder / place).read_bytes()
+    assert json.loads((assistant_folder / "evaluations.json").read_text())["after"]["questions"] > 0

@@ -110,6 +110,7 @@ class Assistant:
         """
         if not question.strip():
             raise RequestError("The question is empty", remedy="Ask something.")
+        self.index.refresh()  # another process may have added or removed documents
         return tuple(hit.chunk.as_passage() for hit in self.index.search(question, self.settings.shown))
 
     def prompt_tokens(self, question: str, passages: Sequence[Passage]) -> list[int]:

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from almanac.assistant import report
 from almanac.assistant.ask import Assistant
 from almanac.assistant.settings import BuildSettings
 from almanac.core.errors import FileFormatError
+from almanac.files.store import write_json
+from almanac.files.strict_json import read_json
 from almanac.retrieve.chunk.chunk import Chunk
 from almanac.retrieve.chunk.headings import chunk_document
 from almanac.retrieve.clean import KEPT, Cleaned, Policy, clean_documents
@@ -17,6 +20,8 @@ from almanac.retrieve.index.manifest import Entry
 from almanac.retrieve.read.document import Document
 from almanac.retrieve.read.folder import read_file
 from almanac.tokenizers.tokenizer import Tokenizer
+
+EVALUATIONS, PROVENANCE, LEDGER = "evaluations.json", "provenance.json", ".build/stages.json"
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,36 @@ def add_document(assistant: Assistant, file: Path, name: str) -> Added:
 
 
 def remove_document(assistant: Assistant, path: str) -> None:
-    """Takes a document away; no byte of it stays in the index. Raises NotFoundError, LockedError."""
+    """Takes a document away: no byte of it stays in the index, and the evaluations forget the questions that showed it.
+
+    What the weights may have learned of it stays until the assistant is built again. Raises NotFoundError, LockedError.
+    """
     assistant.index.remove([path])
+    forget(assistant.folder, path)
+
+
+def forget(folder: Path, path: str) -> None:
+    """Rewrites evaluations, report and the build's ledger without the answers that were given over a document."""
+    for place in (EVALUATIONS, LEDGER):
+        if (folder / place).is_file():
+            write_json(folder / place, _without(read_json(folder / place), path))
+    if (folder / EVALUATIONS).is_file() and (folder / PROVENANCE).is_file():
+        provenance, evaluations = (read_json(folder / place) for place in (PROVENANCE, EVALUATIONS))
+        assert isinstance(provenance, dict) and isinstance(evaluations, dict)
+        report.write(folder / "report.html", folder.resolve().name, provenance, evaluations)
+
+
+def _without(value: Any, path: str) -> Any:
+    """``value`` without the records, at any depth, that name a document among their ``documents``."""
+    if isinstance(value, dict):
+        return {key: _without(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, path) for item in value if not _shows(item, path)]
+    return value
+
+
+def _shows(item: Any, path: str) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("documents"), list) and path in item["documents"]
 
 
 def chunked(

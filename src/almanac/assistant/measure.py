@@ -66,6 +66,7 @@ def measure_reading(
             {
                 "question": example.question, "reference": example.answer, "model": text, "shown": answer.text,
                 "confidence": answer.confidence, "answerable": example.answerable, "kind": example.kind,
+                "documents": sorted({passage.document for passage in example.passages}),
             }
             for example, text, answer in zip(examples, texts, shown, strict=True)
         ],

@@ -38,7 +38,7 @@ class Making:
     base: Annotated[str | None, Parameter(name=("--base", "--model"))] = None
     steps: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None
     policy: Literal["keep", "redact", "drop"] = "keep"
-    starter: bool = True
+    starter: Annotated[bool, Parameter(negative="--no-starter")] = True
     words_only: Annotated[bool, Parameter(negative=())] = False
     gguf: str | None = None
     seed: int = 0

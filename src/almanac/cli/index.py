@@ -14,8 +14,8 @@ def index(action: Literal["add", "remove", "list"], assistant: Path, /, *files: 
     """Add, remove or list the documents of an assistant.
 
     Adding reads the file as `almanac build` does and puts it in the index under its name; a document of that name is
-    replaced. Removing takes a document out so that no byte of it is left. Nothing is trained again: the next answer is
-    from the documents as they are then.
+    replaced. Removing takes a document out so that no byte of it is left in the index; what the weights learned of it at
+    the last build stays until the next. Nothing is trained again: the next answer is from the documents as they are.
 
     ```
     almanac index list assistant
