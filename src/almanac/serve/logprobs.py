@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 from almanac.generate.engine import Event
@@ -87,3 +88,27 @@ def shown_tokens(texts: TokenTexts, run: Run) -> list[ShownTokens] | None:
     if run.requests[0].logprobs is None:
         return None
     return [ShownTokens(texts, request.stop_tokens) for request in run.requests]
+
+
+@dataclass
+class Written:
+    """A whole sequence: its text, the entries of its tokens if they were asked for, why it ended, tokens computed."""
+
+    text: str = ""
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    finish: str = "stop"
+    tokens: int = 0
+
+
+async def whole(texts: TokenTexts, run: Run) -> list[Written]:
+    """Every sequence of a run, once all have ended."""
+    written = [Written() for _ in run.requests]
+    shown = shown_tokens(texts, run)
+    async for index, event in run.events():
+        sequence = written[index]
+        sequence.text += event.text
+        sequence.finish = event.finish or sequence.finish
+        sequence.tokens += event.token is not None
+        if shown:
+            sequence.entries += shown[index].feed(event)
+    return written

@@ -17,7 +17,7 @@ from almanac.serve.engine_thread import Run
 from almanac.serve.errors import RefusedError
 from almanac.serve.grounded import Grounding
 from almanac.serve.limits import MAX_MESSAGES, MAX_PARTS, MAX_QUESTION_CHARACTERS, MAX_TOP_LOGPROBS
-from almanac.serve.logprobs import shown_tokens
+from almanac.serve.logprobs import shown_tokens, whole
 from almanac.serve.openai_models import check_model
 from almanac.serve.openai_options import (
     ASSISTANT,
@@ -156,27 +156,17 @@ async def chat(body: ChatRequest, request: Request) -> Response:
 
 
 async def _whole(service: Service, body: ChatRequest, run: Run) -> dict[str, Any]:
-    texts = ["" for _ in run.requests]
-    ends = ["stop" for _ in run.requests]
-    shown = shown_tokens(service.texts, run)
-    entries: list[list[Any]] = [[] for _ in run.requests]
-    written = 0
-    async for index, event in run.events():
-        texts[index] += event.text
-        ends[index] = event.finish or ends[index]
-        written += event.token is not None
-        if shown:
-            entries[index] += shown[index].feed(event)
+    written = await whole(service.texts, run)
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": {"content": entries[index], "refusal": None} if shown else None,
-            "finish_reason": ends[index],
+            "message": {"role": "assistant", "content": sequence.text, "refusal": None},
+            "logprobs": {"content": sequence.entries, "refusal": None} if body.logprobs else None,
+            "finish_reason": sequence.finish,
         }
-        for index, text in enumerate(texts)
+        for index, sequence in enumerate(written)
     ]
-    told = usage(len(run.requests[0].tokens), written)
+    told = usage(len(run.requests[0].tokens), sum(sequence.tokens for sequence in written))
     return {**stamped("chatcmpl", CHAT, body.model), "choices": choices, "usage": told}
 
 

@@ -13,7 +13,7 @@ from almanac.core.errors import RequestError
 from almanac.serve.engine_thread import Run
 from almanac.serve.errors import RefusedError
 from almanac.serve.limits import MAX_CHOICES, MAX_COMPLETION_LOGPROBS
-from almanac.serve.logprobs import shown_tokens
+from almanac.serve.logprobs import shown_tokens, whole
 from almanac.serve.openai_models import check_model
 from almanac.serve.openai_options import MODEL, FinishReason, Options, Usage, stamped, usage
 from almanac.serve.service import Service, service_of
@@ -102,27 +102,18 @@ async def complete(body: CompletionRequest, request: Request) -> Response:
 
 
 async def _whole(service: Service, body: CompletionRequest, run: Run, prompt_tokens: int) -> dict[str, Any]:
-    texts = ["" for _ in run.requests]
-    ends = ["stop" for _ in run.requests]
-    shown = shown_tokens(service.texts, run)
-    entries: list[list[Any]] = [[] for _ in run.requests]
-    written = 0
-    async for index, event in run.events():
-        texts[index] += event.text
-        ends[index] = event.finish or ends[index]
-        written += event.token is not None
-        if shown:
-            entries[index] += shown[index].feed(event)
+    written = await whole(service.texts, run)
     choices = [
         {
             "index": index,
-            "text": text,
-            "logprobs": _legacy(entries[index], 0, run) if shown else None,
-            "finish_reason": ends[index],
+            "text": sequence.text,
+            "logprobs": None if body.logprobs is None else _legacy(sequence.entries, 0, run),
+            "finish_reason": sequence.finish,
         }
-        for index, text in enumerate(texts)
+        for index, sequence in enumerate(written)
     ]
-    return {**stamped("cmpl", KIND, body.model), "choices": choices, "usage": usage(prompt_tokens, written)}
+    told = usage(prompt_tokens, sum(sequence.tokens for sequence in written))
+    return {**stamped("cmpl", KIND, body.model), "choices": choices, "usage": told}
 
 
 async def _chunks(

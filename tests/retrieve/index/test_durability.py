@@ -28,11 +28,16 @@ OLD = [document("a.md", "The cat sat.", f"A word: {SECRET}."), document("b.md", 
 LONG = " ".join(f"word{n}" for n in range(400))
 
 
-def base(folder: Path) -> DocumentIndex:
+def base(folder: Path, *, empty: bool = False) -> DocumentIndex:
     index = DocumentIndex.create(folder, embedder=EMBEDDER)
-    index.add(OLD[:1])
-    index.add(OLD[1:])
+    if not empty:
+        index.add(OLD[:1])
+        index.add(OLD[1:])
     return index
+
+
+def add_first(index: DocumentIndex) -> None:
+    index.add(OLD[:1])
 
 
 def add_one(index: DocumentIndex) -> None:
@@ -67,11 +72,11 @@ def secret_bytes(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", [add_first, *OPERATIONS])
 def test_every_crash_state_opens_to_the_old_or_the_new(
     tmp_path: Path, operation: Callable[[DocumentIndex], None]
 ) -> None:
-    index = base(tmp_path / "live")
+    index = base(tmp_path / "live", empty=operation is add_first)
     old, recorder = fingerprint(index), Recorder(tmp_path / "live")
     with recorder.watching():
         operation(index)

@@ -244,7 +244,8 @@ def test_a_thousand_deleted_documents_leave_no_byte(tmp_path: Path) -> None:
     before = b"".join(files(index.folder).values())
     assert all(secret(n).encode() in before for n in range(1000))
     index.add([document("path-" + secret(0), "replaced by harmless words", title="Plain")])
-    assert not any(b"the " + secret(0).encode() in data for data in files(index.folder).values())
+    for word in (b"the ", b"About "):  # of the text, and of the title, which manifests hold too
+        assert not any(word + secret(0).encode() in data for data in files(index.folder).values())
     for start in range(0, 1000, 200):
         index.remove([pair[0].path for pair in doomed[start : start + 200]])
     remaining = b"".join(files(index.folder).values()) + "\n".join(files(index.folder)).encode()

@@ -90,6 +90,12 @@ def _grow(argument: str) -> str:
         KEPT.append(bytes(2**20))
 
 
+def _import(argument: str) -> str:
+    import sqlite3
+
+    return sqlite3.sqlite_version
+
+
 def _raise(kind: type[BaseException]) -> str:
     raise kind("on purpose")
 
@@ -117,7 +123,7 @@ ACTIONS = {
     "spawn": lambda argument: os.posix_spawn("/bin/true", ["true"], {}),
     "kill": lambda argument: os.kill(os.getppid(), 9),
     "killpg": lambda argument: os.killpg(0, 9),
-    "import": lambda argument: __import__("sqlite3"),
+    "import": _import,
     "library": lambda argument: ctypes.CDLL("libm.so.6"),
     "thread": lambda argument: threading.Thread(target=print).start(),
     "truncate": lambda argument: os.truncate(argument, 0),
