@@ -3,6 +3,7 @@
 Sources, all in the shared data folder, none of them a test set of ours:
 
 - ``instruct/t0_multitask`` (AdversarialQA, CC BY-SA 4.0, and Quoref, CC BY 4.0): questions by people with short answers
+- ``domain/tatqa_dataset_dev`` (TAT-QA, CC BY 4.0): questions by people about company reports, those that text answers
 - ``domain/medquad_qa`` (CC BY 4.0): questions of the public with answers in sentences
 - ``text/wikipedia_demo`` (CC BY-SA 3.0): questions made by rule (``data.grounded``)
 - ``text/books`` (public domain): the same
@@ -20,6 +21,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from almanac.data.grounded import REFUSAL, GroundedExample, make_grounded
 from almanac.data.questions import best_sentences, content_words
@@ -80,6 +82,21 @@ def people(data: Path, exclude: Sequence[str]) -> list[Asked]:
             question = match["q"].strip().rstrip(" ?") + "?"
             found.setdefault((question.lower(), context), Asked(question[:1].upper() + question[1:], answer, context))
     return list(found.values())
+
+
+def finance(data: Path) -> list[Asked]:
+    """Questions by people about the text of company reports, with an answer that stands in it."""
+    found: list[Asked] = []
+    for row in _rows(data / "domain" / "tatqa_dataset_dev.jsonl.gz"):
+        texts = [" ".join(paragraph["text"].split()) for paragraph in row["paragraphs"]]
+        for item in row["questions"]:
+            if item["answer_from"] != "text" or item["answer_type"] != "span":
+                continue
+            answer = " ".join(item["answer"][0].split()).rstrip(".")
+            context = next((text for text in texts if answer and answer in text), None)
+            if context is not None and len(answer.split()) <= 40:
+                found.append(Asked(item["question"].strip(), answer, context))
+    return found
 
 
 def split(asked: Sequence[Asked], *, held_out: float, seed: int) -> tuple[list[Asked], list[Asked]]:
@@ -199,7 +216,7 @@ def _name(context: str) -> str:
     return f"text {hashlib.sha256(context.encode()).hexdigest()[:8]}"
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 

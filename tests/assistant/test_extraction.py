@@ -76,6 +76,17 @@ def test_a_text_that_repeats_itself_costs_no_recursion() -> None:
     assert node.children
 
 
+@pytest.mark.parametrize("text", ["It holds two things:", "the (", "a -", "one -- \n\n", "wait…"])
+def test_an_answer_can_always_end(text: str) -> None:
+    """A passage may be cut anywhere; no walk down the tree comes to a dead end before a stop token."""
+    waiting = [(answers((Passage("x", "x.md", "", (), text),), LM.tokenizer), 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        assert node.children
+        waiting += [(child, depth + 1) for token, child in node.children.items() if token not in STOP]
+        assert depth < 60
+
+
 def test_a_prefix_tree_keeps_the_models_choice_among_what_is_allowed() -> None:
     tree = PrefixTree(root=Node({3: chain([5], Node({7: Node()})), 4: Node({6: Node()})}), prompt_tokens=2)
     logits = torch.arange(10.0)

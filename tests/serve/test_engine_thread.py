@@ -116,8 +116,12 @@ def test_cancelling_stops_the_computing_within_one_token(assistant: Assistant, w
 def test_a_failed_step_is_told_and_survived(
     assistant: Assistant, watched: type[Watched], caplog: pytest.LogCaptureFixture
 ) -> None:
+    made: list[Engine] = []
+
     async def story() -> tuple[str, int]:
         thread = thread_of(assistant, watched)
+        make = thread.make
+        thread.make = lambda: made.append(make()) or made[-1]  # type: ignore[func-returns-value]
         thread.start()
         with ExitStack() as stack:
             watched.fail_at = 4
@@ -133,6 +137,7 @@ def test_a_failed_step_is_told_and_survived(
     after, taken = asyncio.run(story())
     assert after == "".join(event.text for event in assistant.lm.engine().submit(request(assistant, 1)))
     assert taken == 0
+    assert len(made) == 2  # the rows that the failed step left half done are gone with their engine
     assert "RuntimeError" in caplog.text and "secret" not in caplog.text
 
 

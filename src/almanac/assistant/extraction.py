@@ -60,8 +60,8 @@ class _Within:
         return found
 
 
-def answers(passages: Sequence[Passage], tokenizer: Tokenizer) -> Choice:
-    """The prefix tree of all answers from ``passages``, numbered from 1, and of the refusal."""
+def answers(passages: Sequence[Passage], tokenizer: Tokenizer, *, may_decline: bool = True) -> Choice:
+    """The prefix tree of all answers from ``passages``, numbered from 1, and of the refusal if it may decline."""
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False, allow_special=False)
@@ -72,7 +72,7 @@ def answers(passages: Sequence[Passage], tokenizer: Tokenizer) -> Choice:
     beginnings: dict[tuple[int, ...], list[_Place]] = {}
     for number, passage in enumerate(passages, start=1):
         _begin(passage.text, number, tokenizer, beginnings)
-    root: dict[int, Choice] = dict(chain(encode(REFUSAL), stop).children)
+    root: dict[int, Choice] = dict(chain(encode(REFUSAL), stop).children) if may_decline else {}
     for opening, places in beginnings.items():
         root = _merged(root, chain(opening, _Within(places, marks)).children)
     return Node(root)
@@ -81,7 +81,7 @@ def answers(passages: Sequence[Passage], tokenizer: Tokenizer) -> Choice:
 def _begin(text: str, number: int, tokenizer: Tokenizer, beginnings: dict[tuple[int, ...], list[_Place]]) -> None:
     """Adds every start of an answer in a text: the first word as tokens without the space before it, and its place."""
     ids, offsets = tokenizer.encode_with_offsets(text, add_special_tokens=False, allow_special=False)
-    ends = tuple(_ends_word(text, end) for _, end in offsets)
+    ends = tuple(_ends_word(text, end) or end >= len(text.rstrip()) for _, end in offsets)  # at the last, any may end
     whole = _Text(number, tuple(ids), ends)
     last_of = {}  # end of a word, in characters -> its last token
     for index, (_, end) in enumerate(offsets):

@@ -101,38 +101,10 @@ class Postings:
 
         Places and added rows together must be 0 to ``chunks`` - 1. Costs a few passes over the postings and no text.
         """
-        sizes, rows, counts = self._kept(place)
-        vocabulary = dict(self.vocabulary)
-        columns, new_rows, new_counts = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-        lengths = np.zeros(chunks)
-        stay = place >= 0
-        lengths[place[stay]] = self.lengths[stay]
+        merge = Merge(self)
         for row, part in added:
-            columns.append(_numbers(vocabulary, part.vocabulary)[part.terms])
-            new_rows.append(part.rows + np.int32(row))
-            new_counts.append(part.counts)
-            lengths[row : row + part.chunks] = np.bincount(part.rows, weights=part.counts, minlength=part.chunks)
-        column = np.concatenate(columns)
-        order = np.argsort(column, kind="stable")
-        sizes = np.concatenate([sizes, np.zeros(len(vocabulary) - len(sizes), np.int64)])
-        at = np.cumsum(sizes)[column[order]]  # the end of each new posting's column as it was
-        rows = _joined(rows, at, np.concatenate(new_rows)[order])
-        counts = _joined(counts, at, np.concatenate(new_counts).astype(np.float32)[order])
-        sizes += np.bincount(column, minlength=len(sizes))
-        average = lengths.mean() if lengths.any() else 1.0
-        norms = self.k1 * (1 - self.b + self.b * lengths / average)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        return Postings(vocabulary, starts, rows, counts, lengths, norms, self.k1, self.b)
-
-    def _kept(self, place: Places) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-        """Column sizes, rows and counts of the chunks that stay, at their new rows."""
-        sizes = np.diff(self.starts)
-        rows = place.astype(np.int32)[self.rows]
-        stay = rows >= 0
-        if stay.all():
-            return sizes, rows, self.counts
-        kept = np.repeat(np.arange(len(sizes)), sizes)[stay]
-        return np.bincount(kept, minlength=len(sizes)), rows[stay], self.counts[stay]
+            merge.add(row, part)
+        return merge.postings(place, chunks)
 
     def scores(self, asked: Sequence[str]) -> NDArray[np.float64]:
         """float64 [N]: how well each chunk matches the terms ``asked``, a repeated term as often as it is asked."""
@@ -186,11 +158,63 @@ class Postings:
         return rows, scores[rows]
 
 
+class Merge:
+    """Makes the next postings out of ``old`` ones, taking new counts one by one and keeping none of their words."""
+
+    def __init__(self, old: Postings) -> None:
+        self._old = old
+        self._vocabulary = dict(old.vocabulary)
+        none = np.zeros(0, np.int32)
+        self._columns, self._rows, self._counts = [none], [none], [none]
+        self._lengths: list[tuple[int, NDArray[np.float64]]] = []
+
+    def add(self, row: int, part: Counts) -> None:
+        """Takes the counts of chunks that will stand at ``row`` and after."""
+        self._columns.append(_numbers(self._vocabulary, part.vocabulary)[part.terms])
+        self._rows.append(part.rows + np.int32(row))
+        self._counts.append(part.counts.copy())  # a view would keep the file it came from
+        self._lengths.append((row, np.bincount(part.rows, weights=part.counts, minlength=part.chunks)))
+
+    def postings(self, place: Places, chunks: int) -> Postings:
+        """See `Postings.changed`."""
+        old = self._old
+        sizes, rows, counts = self._kept(place)
+        lengths = np.zeros(chunks)
+        stay = place >= 0
+        lengths[place[stay]] = old.lengths[stay]
+        for row, those in self._lengths:
+            lengths[row : row + len(those)] = those
+        column = np.concatenate(self._columns)
+        order = np.argsort(column, kind="stable")
+        sizes = np.concatenate([sizes, np.zeros(len(self._vocabulary) - len(sizes), np.int64)])
+        at = np.cumsum(sizes)[column[order]]  # the end of each new posting's column as it was
+        rows = _joined(rows, at, np.concatenate(self._rows)[order])
+        counts = _joined(counts, at, np.concatenate(self._counts).astype(np.float32)[order])
+        sizes += np.bincount(column, minlength=len(sizes))
+        average = lengths.mean() if lengths.any() else 1.0
+        norms = old.k1 * (1 - old.b + old.b * lengths / average)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        return Postings(self._vocabulary, starts, rows, counts, lengths, norms, old.k1, old.b)
+
+    def _kept(self, place: Places) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        """Column sizes, rows and counts of the chunks that stay, at their new rows."""
+        sizes = np.diff(self._old.starts)
+        rows = place.astype(np.int32)[self._old.rows]
+        stay = rows >= 0
+        if stay.all():
+            return sizes, rows, self._old.counts
+        kept = np.repeat(np.arange(len(sizes)), sizes)[stay]
+        return np.bincount(kept, minlength=len(sizes)), rows[stay], self._old.counts[stay]
+
+
 def _numbers(vocabulary: dict[str, int], words: Sequence[str]) -> NDArray[np.int32]:
     """The number of each of ``words``; a new word gets the next one."""
-    new = dict.fromkeys(word for word in words if word not in vocabulary)
-    vocabulary.update(zip(new, range(len(vocabulary), len(vocabulary) + len(new)), strict=True))
-    return np.fromiter(map(vocabulary.__getitem__, words), np.int32, len(words))
+    numbers = list(map(vocabulary.get, words))
+    if None in numbers:
+        new = dict.fromkeys(word for word, number in zip(words, numbers, strict=True) if number is None)
+        vocabulary.update(zip(new, range(len(vocabulary), len(vocabulary) + len(new)), strict=True))
+        numbers = list(map(vocabulary.__getitem__, words))
+    return np.array(numbers, np.int32)
 
 
 def _joined(old: NDArray, at: Places, new: NDArray) -> NDArray:

@@ -25,7 +25,7 @@ STATES, FLIPS = 50 * FACTOR, 200 * FACTOR  # per operation; over all files
 EMBEDDER = WordVectors()
 SECRET = "zanzibar"
 OLD = [document("a.md", "The cat sat.", f"A word: {SECRET}."), document("b.md", "A dog barked.")]
-LONG = " ".join(f"word{n}" for n in range(400))
+LONG = " ".join(f"word{n}" for n in range(400 if FACTOR < 10 else 12000))  # a segment of many sectors to tear at
 
 
 def base(folder: Path, *, empty: bool = False) -> DocumentIndex:
@@ -45,11 +45,11 @@ def add_one(index: DocumentIndex) -> None:
 
 
 def add_two_replace_one(index: DocumentIndex) -> None:
-    index.add([document("c.md", "A whale sang."), document("d.md", "x y"), document("a.md", "The cat is gone.")])
+    index.add([document("c.md", LONG), document("d.md", "x y"), document("a.md", "The cat is gone.")])
 
 
 def replace(index: DocumentIndex) -> None:
-    index.add([document("a.md", "The cat is gone.")])
+    index.add([document("a.md", "The cat is gone.", LONG)])
 
 
 def remove(index: DocumentIndex) -> None:

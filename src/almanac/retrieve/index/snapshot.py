@@ -22,7 +22,7 @@ from almanac.retrieve.index.flat import FlatVectors
 from almanac.retrieve.index.manifest import Filed, Manifest, ManifestName
 from almanac.retrieve.index.segment import Segment
 from almanac.retrieve.index.vectors import Vectors, VectorStore
-from almanac.retrieve.lexical import ANALYSIS, Counts, Postings, chunk_terms, count_terms
+from almanac.retrieve.lexical import ANALYSIS, Merge, Postings, chunk_terms, count_terms
 
 _ATTEMPTS = 100
 
@@ -62,7 +62,7 @@ def load(folder: Path, found: layout.Found, *, after: Snapshot | None = None) ->
         tuple(gathered.chunks),
         np.array(gathered.owners, np.int32),
         gathered.rows,
-        after.postings.changed(gathered.place, gathered.counts, total),
+        gathered.merge.postings(gathered.place, total),
         after.vectors.changed(gathered.place, gathered.vectors(), np.array(gathered.new_rows, np.int64)),
     )
 
@@ -102,7 +102,7 @@ class _Gathered:
         self.chunks: list[Chunk] = []
         self.owners: list[int] = []
         self.rows: dict[str, tuple[int, int]] = {}
-        self.counts: list[tuple[int, Counts]] = []
+        self.merge = Merge(after.postings)
         self.new_rows: list[int] = []
         self.damaged: list[tuple[str, str]] = []
         self._room = np.empty((256, manifest.dim), np.float32)  # grows; no size in a file is trusted
@@ -128,13 +128,11 @@ class _Gathered:
         chunks, counts = segment.document.chunks, segment.counts
         if self._manifest.analysis != ANALYSIS:
             counts = count_terms([chunk_terms(chunk, self._manifest.settings.boost) for chunk in chunks])
-        # Copies: views would keep the whole file in memory until the merge.
-        counts = Counts(counts.vocabulary, counts.rows.copy(), counts.terms.copy(), counts.counts.copy(), counts.chunks)
         start, stop = len(self.new_rows), len(self.new_rows) + len(chunks)
         while stop > len(self._room):
             self._room.resize((2 * len(self._room), self._manifest.dim), refcheck=False)
         self._room[start:stop] = segment.vectors
-        self.counts.append((row, counts))
+        self.merge.add(row, counts)
         self.new_rows.extend(range(row, row + len(chunks)))
         self.chunks.extend(chunks)
 
