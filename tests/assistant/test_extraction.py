@@ -8,7 +8,7 @@ import pytest
 import torch
 from language_model.small import language_model
 
-from almanac.assistant.extraction import answers
+from almanac.assistant.extraction import answers, with_article
 from almanac.core.errors import RequestError
 from almanac.data.grounded import REFUSAL, Passage
 from almanac.generate.processors.prefix_tree import Node, PrefixTree, chain
@@ -74,6 +74,16 @@ def test_a_text_that_repeats_itself_costs_no_recursion() -> None:
     for token in LM.tokenizer.encode("pump pump pump pump", add_special_tokens=False):
         node = node.children[token]
     assert node.children
+
+
+def test_who_may_not_decline_answers_and_gets_its_article_back() -> None:
+    first = LM.tokenizer.encode(REFUSAL, add_special_tokens=False, allow_special=False)[0]
+    root = answers(PASSAGES, LM.tokenizer, may_decline=False)
+    assert first not in root.children and root.children
+    assert first in answers(PASSAGES, LM.tokenizer).children
+    assert with_article("pump, built in 1867 [1]", PASSAGES) == "The pump, built in 1867 [1]"
+    assert with_article("pump starts [2]", PASSAGES) == "The pump starts [2]"
+    assert with_article("litres [1]", PASSAGES) == "litres [1]" and with_article("", PASSAGES) == ""
 
 
 @pytest.mark.parametrize("text", ["It holds two things:", "the (", "a -", "one -- \n\n", "wait…"])

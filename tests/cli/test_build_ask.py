@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import signal
@@ -13,25 +14,23 @@ from typing import Any
 
 import pytest
 
+from almanac.assistant.ask import Answer
+from almanac.assistant.grounding import Citation
 from almanac.assistant.settings import BuildSettings
 from almanac.core.errors import TrainingError
+from almanac.data.grounded import Passage
 
 FIGURES = {
     "before": {"assistant": {"answer_f1": {"mean": 0.25, "low": 0.1, "high": 0.4}, "exact_match": None}},
     "after": {"assistant": {"answer_f1": {"mean": 0.5, "low": 0.4, "high": 0.6}, "exact_match": None}},
 }
-ANSWER = SimpleNamespace(
-    text="Every two months [1]",
-    declined=False,
-    reason="",
-    citations=(
-        SimpleNamespace(
-            number=1, document="pump.md", heading=("Care", "Filter"), quote="Change it every two months.",
-            start=10, end=37, support=0.8,
-        ),
-    ),
+CITATION = Citation(
+    number=1, document="pump.md", title="Pumps", heading=("Care", "Filter"), page=4, quote="Change it every two months.",
+    start=10, end=37, support=0.8,
 )  # fmt: skip
-DECLINED = SimpleNamespace(text="They do not tell.", declined=True, reason="no passage matches", citations=())
+PASSAGE = Passage("p1", "pump.md", "Pumps", ("Care", "Filter"), "Use water. Change it every two months.", 4, 0)
+ANSWER = Answer("When?", "Every two months [1]", False, (CITATION,), (PASSAGE,), confidence=0.75)
+DECLINED = Answer("Why?", "They do not tell.", True, (), (), "no passage matches")
 
 
 @pytest.fixture
@@ -135,7 +134,7 @@ def test_an_answer_comes_with_its_sources_and_never_with_its_draft(
     result = almanac("ask", tmp_path, "When must the filter be changed?")
     assert (result.code, asked.folder, asked.question) == (0, tmp_path, "When must the filter be changed?")
     assert result.out.splitlines() == [
-        "Every two months [1]", "", "[1] pump.md > Care > Filter", '    "Change it every two months."',
+        "Every two months [1]", "", "[1] pump.md > Care > Filter, page 4", '    "Change it every two months."',
     ]  # fmt: skip
     assert "draft" not in result.out + result.err
 
@@ -144,18 +143,16 @@ def test_an_answer_for_machines_has_every_field(
     almanac: Callable[..., Any], asked: SimpleNamespace, tmp_path: Path
 ) -> None:
     found = json.loads(almanac("ask", tmp_path, "When?", "--json").out)
-    assert found == {
-        "question": "When?",
-        "text": "Every two months [1]",
-        "declined": False,
-        "reason": "",
-        "citations": [
-            {
-                "number": 1, "document": "pump.md", "heading": ["Care", "Filter"],
-                "quote": "Change it every two months.", "start": 10, "end": 37, "support": 0.8,
-            }
-        ],
+    assert {name: found[name] for name in ("question", "answer", "declined", "reason", "confidence")} == {
+        "question": "When?", "answer": "Every two months [1]", "declined": False, "reason": "", "confidence": 0.75,
     }  # fmt: skip
+    assert found["citations"] == [
+        {
+            "number": 1, "document": "pump.md", "title": "Pumps", "heading": ["Care", "Filter"], "page": 4,
+            "quote": "Change it every two months.", "start": 10, "end": 37, "score": 0.8,
+        }
+    ]  # fmt: skip
+    assert found["passages"][0]["text"] == PASSAGE.text and found["passages"][0]["end"] == len(PASSAGE.text)
 
 
 def test_a_declined_answer_says_why(almanac: Callable[..., Any], asked: SimpleNamespace, tmp_path: Path) -> None:
@@ -179,8 +176,8 @@ def test_documents_cannot_command_the_terminal(
         def isatty(self) -> bool:
             return True
 
-    citation = SimpleNamespace(**{**vars(ANSWER.citations[0]), "quote": "a\x1b]0;owned\x07b"})
-    asked.answer = SimpleNamespace(**{**vars(ANSWER), "citations": (citation,)})
+    citation = dataclasses.replace(CITATION, quote="a\x1b]0;owned\x07b")
+    asked.answer = dataclasses.replace(ANSWER, citations=(citation,))
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     almanac("ask", tmp_path, "When?")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from almanac.assistant.confidence import ALTERNATIVES, Confidence, Draft, Signals, coverage, draft_of
-from almanac.assistant.extraction import answers
+from almanac.assistant.extraction import answers, with_article
 from almanac.assistant.grounding import RELEVANT, Citation, Grounded, ground
 from almanac.assistant.prompt import messages
 from almanac.assistant.settings import BuildSettings
@@ -72,7 +72,9 @@ def passages_json(passages: Sequence[Passage]) -> list[dict[str, Any]]:
 class Assistant:
     """A model, an index over documents, the encoder that the index is made with, and the settings of the build.
 
-    ``extractive``: answers are held to words of the passages while they are written (see ``extraction``).
+    ``extractive``: answers are held to words of the passages while they are written (see ``extraction``). With a
+    ``confidence`` the model always writes an answer, and the confidence decides whether it is shown; without, the model
+    may decline itself.
     """
 
     lm: LanguageModel
@@ -121,7 +123,8 @@ class Assistant:
         """What the engine is to write for a question about passages: greedy, with what `conclude` needs."""
         tokens, sampling = self.prompt_tokens(question, passages), None
         if self.extractive:
-            tree = PrefixTree(root=answers(passages, self.lm.tokenizer), prompt_tokens=len(tokens))
+            root = answers(passages, self.lm.tokenizer, may_decline=self.confidence is None)
+            tree = PrefixTree(root=root, prompt_tokens=len(tokens))
             sampling = Sampling(processors=(tree,))
         limit = self.settings.answer_tokens
         return self.lm.request(tokens, max_tokens=limit, sampling=sampling, logprobs=ALTERNATIVES)
@@ -136,7 +139,8 @@ class Assistant:
         """As `conclude`, for a draft."""
         if self.confidence is None:
             return _answer(question, ground(draft.text, question, passages, relevant=RELEVANT), passages)
-        found = ground(draft.text, question, passages, relevant=0.0)
+        text = with_article(draft.text, passages) if self.extractive else draft.text
+        found = ground(text, question, passages, relevant=0.0)
         sure = self.confidence.of(self.signals(question, passages, draft, found))
         if not found.declined and sure < self.confidence.threshold:
             found = Grounded(REFUSAL, True, (), "the documents do not seem to answer this")

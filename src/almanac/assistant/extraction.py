@@ -61,7 +61,11 @@ class _Within:
 
 
 def answers(passages: Sequence[Passage], tokenizer: Tokenizer, *, may_decline: bool = True) -> Choice:
-    """The prefix tree of all answers from ``passages``, numbered from 1, and of the refusal if it may decline."""
+    """The prefix tree of all answers from ``passages``, numbered from 1, and of the refusal if it may decline.
+
+    Where it may not, no answer begins with the token that the refusal begins with either: what the model then puts on
+    that token is mostly its wish to decline, not an answer's article. `with_article` gives the article back.
+    """
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False, allow_special=False)
@@ -72,10 +76,23 @@ def answers(passages: Sequence[Passage], tokenizer: Tokenizer, *, may_decline: b
     beginnings: dict[tuple[int, ...], list[_Place]] = {}
     for number, passage in enumerate(passages, start=1):
         _begin(passage.text, number, tokenizer, beginnings)
-    root: dict[int, Choice] = dict(chain(encode(REFUSAL), stop).children) if may_decline else {}
+    refusal = chain(encode(REFUSAL), stop).children
+    root: dict[int, Choice] = dict(refusal) if may_decline else {}
     for opening, places in beginnings.items():
-        root = _merged(root, chain(opening, _Within(places, marks)).children)
-    return Node(root)
+        if may_decline or opening[0] not in refusal:
+            root = _merged(root, chain(opening, _Within(places, marks)).children)
+    return Node(root or dict(refusal))
+
+
+def with_article(answer: str, passages: Sequence[Passage]) -> str:
+    """``answer`` with the article that stands before it at the beginning of a sentence of a passage."""
+    article = REFUSAL.partition(" ")[0]
+    body = answer.partition(" [")[0]
+    for passage in passages:
+        found = re.search(rf"(?:^|[.!?:]\s+|\n){article} (?={re.escape(body)})", passage.text) if body else None
+        if found:
+            return f"{article} {answer}"
+    return answer
 
 
 def _begin(text: str, number: int, tokenizer: Tokenizer, beginnings: dict[tuple[int, ...], list[_Place]]) -> None:

@@ -39,6 +39,8 @@ def measure_reading(
     handles = [engine.submit(request) for request in requests]
     while engine.step():
         tell(sum(handle.finish is not None for handle in handles), len(handles))
+    for handle in handles:
+        handle.require()
     seconds, energy = time.monotonic() - start, meter.read()
     drafts = [draft_of(handle.events, assistant.lm.tokenizer) for handle in handles]
     texts = [draft.text for draft in drafts]

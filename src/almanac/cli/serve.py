@@ -37,10 +37,11 @@ class Listening:
 
 
 LOOPBACK = Listening()
+DEMO = Path("demo")
 
 
 def serve(
-    assistant: Path, /, *, token_file: Path | None = None, listening: Listening = LOOPBACK, json: Json = False
+    assistant: Path = DEMO, /, *, token_file: Path | None = None, listening: Listening = LOOPBACK, json: Json = False
 ) -> int:
     """Serve an assistant: a web page and an OpenAI-compatible API.
 
@@ -54,7 +55,7 @@ def serve(
     ```
 
     Args:
-        assistant: A folder made by `almanac build`.
+        assistant: A folder made by `almanac build`; by default `demo`, where `make demo` puts its own.
         token_file: A file with the tokens that are admitted, one in a line; made with a new one if it is not there.
     """
     from almanac.serve.app import serve as served

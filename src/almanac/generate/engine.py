@@ -68,7 +68,7 @@ class Event:
     """What one token brought: ``text`` may be empty while a character or a possible stop is held back.
 
     ``logprob`` is the natural logarithm of the token's probability under the model itself, before any processor.
-    ``finish`` is None, or why the sequence ended: ``stop``, ``length`` or ``cancelled``.
+    ``finish`` is None, or why the sequence ended: ``stop``, ``length``, ``cancelled`` or ``error`` (see `Handle.error`).
     """
 
     token: int | None
@@ -92,14 +92,21 @@ class Handle:
     cancelled: bool = False
     state: StackState | None = None
     events: deque[Event] = field(default_factory=deque)
+    error: RequestError | None = None  # why no token could be chosen; the other sequences go on
 
     def __iter__(self) -> Iterator[Event]:
         while True:
             while self.events:
                 yield self.events.popleft()
             if self.finish is not None:
+                self.require()
                 return
             self.engine.step()
+
+    def require(self) -> None:
+        """Raises the RequestError that ended the sequence, if one did."""
+        if self.error is not None:
+            raise self.error
 
     def cancel(self) -> None:
         """Ends the sequence; no further token is computed for it."""
@@ -197,7 +204,12 @@ class Engine:
         request = handle.request
         logits = logits.float()
         logprobs = logits.log_softmax(0) if request.logprobs is not None else None
-        token = handle.chooser.choose(logits.clone(), handle.tokens)
+        try:
+            token = handle.chooser.choose(logits.clone(), handle.tokens)
+        except RequestError as error:
+            handle.error, handle.finish = error, "error"
+            handle.events.append(Event(None, "", finish="error"))
+            return
         handle.tokens.append(token)
         text, finish = "", None
         if token in request.stop_tokens:
@@ -276,4 +288,6 @@ def run_all(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
     """The new tokens of every request, decoded together."""
     handles = [engine.submit(request) for request in requests]
     engine.run()
+    for handle in handles:
+        handle.require()
     return [handle.new_tokens for handle in handles]

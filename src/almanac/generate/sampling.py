@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from almanac.core.errors import RequestError
 from almanac.core.value import Value
 from almanac.generate.processors.min_p import MinP
 from almanac.generate.processors.processor import Processor, require
@@ -65,9 +66,13 @@ class Chooser:
         self.generator = torch.Generator().manual_seed(settings.seed)
 
     def choose(self, logits: Tensor, tokens: Sequence[int]) -> int:
-        """The next id; logits float32 [vocab] are consumed."""
+        """The next id; logits float32 [vocab] are consumed. Raises RequestError if no token is left to choose from."""
         for processor in self.settings.processors:
             logits = processor(logits, tokens)
+        if not bool(logits.max().isfinite()):
+            raise RequestError(
+                "The processors left no token to choose from", remedy="Choose less extreme sampling options."
+            )
         if self.settings.greedy:
             return int(logits.argmax())
         return int(torch.multinomial(logits.softmax(0), 1, generator=self.generator))

@@ -55,7 +55,7 @@ class Run:
         except TimeoutError as error:
             self.cancel()
             raise _busy("The first token did not come in time", retry_after, status=503) from error
-        if self._first == "failed":
+        if self._first == "failed" or self._first[1].finish == "error":
             raise EngineFailedError
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
@@ -66,6 +66,8 @@ class Run:
             if item == "failed":
                 raise EngineFailedError
             self.open -= item[1].finish is not None
+            if item[1].finish == "error":  # of this request alone; the others in the batch go on
+                raise EngineFailedError
             yield item
 
 

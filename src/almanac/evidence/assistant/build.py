@@ -159,6 +159,8 @@ def _drafts(
     handles = [engine.submit(assistant.request(item.question, passages)) for item, passages in pairs]
     assistant.extractive = before
     engine.run()
+    for handle in handles:
+        handle.require()
     return [draft_of(handle.events, lm.tokenizer) for handle in handles]
 
 

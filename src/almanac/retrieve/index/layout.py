@@ -151,9 +151,7 @@ def read_segment(folder: Path, filed: Filed, *, dim: int) -> Segment:
 
 def write_segment(folder: Path, data: bytes) -> str:
     """Writes a segment and returns its name; no generation names it yet. Errors as `write_atomic`."""
-    if not (folder / SEGMENTS).is_dir():
-        (folder / SEGMENTS).mkdir()
-        sync_folder(folder)
+    (folder / SEGMENTS).mkdir(exist_ok=True)  # made durable with the manifest that first names something in it
     segment = hashlib.sha256(data).hexdigest()
     write_atomic(segment_path(folder, segment), data)
     return segment
