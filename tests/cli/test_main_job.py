@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from almanac.assistant.settings import BuildSettings
-from almanac.cli.build import build
+from almanac.cli.build import Making
 
 PARTS = ("pump", "valve", "filter", "motor", "sensor", "gasket")
 
@@ -33,7 +33,18 @@ def docs(tmp_path: Path) -> Path:
 def test_documents_become_an_assistant_that_cites_them(
     almanac: Callable[..., Any], blunt_model: Path, docs: Path, tmp_path: Path
 ) -> None:
-    words = ["build", docs, "--output", tmp_path / "out", "--model", blunt_model, "--steps", "2", "--json"]
+    words = [
+        "build",
+        docs,
+        "--output",
+        tmp_path / "out",
+        "--model",
+        blunt_model,
+        "--steps",
+        "2",
+        "--words-only",
+        "--json",
+    ]
     first = almanac(*words)
     assert first.code == 0, first.err
     events = [json.loads(line) for line in first.out.splitlines()]
@@ -46,11 +57,11 @@ def test_documents_become_an_assistant_that_cites_them(
     assert notes["adapt"] == notes["after"] == "done before"
 
     answer = json.loads(almanac("ask", tmp_path / "out", "Who cleans the pump?", "--json").out)
-    assert set(answer) == {"question", "text", "declined", "reason", "citations"}
+    assert set(answer) == {"question", "answer", "declined", "reason", "confidence", "citations", "passages"}
     for citation in answer["citations"]:
         assert citation["quote"] in (docs / citation["document"]).read_text()
     shown = almanac("ask", tmp_path / "out", "Who cleans the pump?")
-    assert shown.code == 0 and shown.out.splitlines()[0] == answer["text"]
+    assert shown.code == 0 and shown.out.splitlines()[0] == answer["answer"]
 
 
 def test_an_unfinished_assistant_says_how_to_finish_it(almanac: Callable[..., Any], tmp_path: Path) -> None:
@@ -64,6 +75,6 @@ def test_no_documents_are_the_users_error(almanac: Callable[..., Any], tmp_path:
 
 def test_the_help_tells_the_defaults_of_a_build() -> None:
     settings = BuildSettings()
-    assert f"by default `{settings.model}`" in str(build.__doc__) and f"by default {settings.steps}" in str(
-        build.__doc__
-    )
+    told = str(Making.__doc__)
+    assert f"by default `{settings.model}`" in told and f"by default {settings.steps}" in told
+    assert Making().settings() == settings
