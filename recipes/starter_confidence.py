@@ -56,18 +56,23 @@ def questions(data: Path, tokenizer: Tokenizer, settings: BuildSettings) -> list
     )
     rng = random.Random("confidence")
     found = rng.sample(held_out, k=min(PER_KIND // 2, len(held_out))) + reports
-    found += rng.sample(list(_medical(data)), k=PER_KIND)
-    return found + rng.sample(list(_made(data, tokenizer, settings)), k=PER_KIND)
+    found += rng.sample(list(_medical(data, tokenizer)), k=PER_KIND)
+    made = list(_made(data, tokenizer, settings))
+    return found + rng.sample(made, k=min(PER_KIND, len(made)))
 
 
-def _medical(data: Path) -> Iterator[starter_data.Asked]:
-    """The public's questions whose answer the recipe of the adapter did not draw; answered by the first sentence."""
+def _medical(data: Path, tokenizer: Tokenizer) -> Iterator[starter_data.Asked]:
+    """The public's questions that the recipe of the adapter did not draw; answered by the first sentence."""
 
     def count(text: str) -> int:
-        return len(text) // 4 + 1
+        return len(tokenizer.encode(text, add_special_tokens=False, allow_special=False))
 
     drawn = starter_data.medical(
-        data, count=count, limit=10 * starter_adapter.MEDICAL, unanswerable=0.0, seed=starter_adapter.SEED
+        data,
+        count=count,
+        limit=starter_adapter.MEDICAL,
+        unanswerable=starter_adapter.UNANSWERABLE,
+        seed=starter_adapter.SEED,
     )
     seen = {example.question for example in drawn}
     for row in starter_data._rows(data / "domain" / "medquad_qa.jsonl.gz"):
@@ -82,7 +87,7 @@ def _made(data: Path, tokenizer: Tokenizer, settings: BuildSettings) -> Iterator
     for row in starter_data._rows(data / "text" / "books_corpus.jsonl.gz"):
         if row["title"] in names:
             continue
-        text = row["text"][len(row["text"]) // 3 :][:12_000]
+        text = row["text"][len(row["text"]) // 3 :][:24_000]
         document = _document(text, row["title"])
         passages = [chunk.as_passage() for _, chunks in chunked([document], tokenizer, settings) for chunk in chunks]
         for example in make_grounded(passages, seed=7, per_passage=2, unanswerable=0.0, shown=1):

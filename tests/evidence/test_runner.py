@@ -55,9 +55,10 @@ def test_the_stored_result_is_evidence(name: str) -> None:
     found = json.loads((DOCS / "results" / f"{name}.json").read_text())
     card = CARDS[name]
     assert found["card"] == card.digest()
-    assert (found["verdict"], found["profile"]) == (REPRODUCED, "full")
-    assert found["value"] <= found["threshold"] == card.threshold
-    assert found["mutants"] == dict.fromkeys(card.mutants, True)
+    assert found["profile"] == "full" and found["threshold"] == card.threshold
+    assert set(found["mutants"]) == set(card.mutants)
+    holds = found["value"] <= card.threshold and all(found["mutants"].values())
+    assert found["verdict"] == (REPRODUCED if holds else NOT_REPRODUCED)  # a failure is shown as one
     assert found["seconds"] <= 4 * card.budget_seconds
     assert platform.node() not in json.dumps(found) and str(Path.home()) not in json.dumps(found)
 

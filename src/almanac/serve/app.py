@@ -84,10 +84,16 @@ def create_app(assistant: Assistant, *, settings: ServeSettings, tokens: TokenFi
     return Application(Presence(gate, limits=limits), api, service)
 
 
-def serve(folder: Path, *, settings: ServeSettings, ready: Callable[[str, bool], None]) -> None:
+def serve(
+    folder: str | Path,
+    *,
+    settings: ServeSettings | None = None,
+    ready: Callable[[str, bool], None] = lambda address, made: None,
+) -> None:
     """Serves an assistant folder until it is told to stop (SIGINT, SIGTERM).
 
     Args:
+        settings: where to listen and whom to admit; by default port 8000 of this machine alone.
         ready: told, when it listens, the address to open and whether a token file was made.
 
     Raises:
@@ -101,6 +107,7 @@ def serve(folder: Path, *, settings: ServeSettings, ready: Callable[[str, bool],
     from almanac.serve.golden import check_engine
     from almanac.serve.protocol import protocol_for
 
+    settings = settings or ServeSettings()
     settings.check()
     assistant = open_assistant(folder)
     is_new = bool(settings.token_file) and not Path(settings.token_file).exists()

@@ -44,7 +44,8 @@ def _events(lm: LanguageModel, prompts: list[list[int]]) -> list[list[Event]]:
 
 def _agree(single: list[Event], joint: list[Event]) -> bool:
     for left, right in zip(single, joint, strict=False):
-        assert left.logprob is not None and right.logprob is not None
+        if left.logprob is None or right.logprob is None:  # no token could be chosen
+            return False
         if not (math.isfinite(left.logprob) and math.isfinite(right.logprob)):
             return False
         if left.token != right.token:

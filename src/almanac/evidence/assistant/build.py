@@ -32,7 +32,7 @@ from almanac.retrieve.metrics import answer_f1, exact_match
 
 DATA = Path("../shared/data/retrieval/xquad/en.jsonl.gz")
 LEFT_OUT = 0.2  # share of the paragraphs
-QUESTIONS = {"quick": (40, 20), "full": (160, 80)}  # answerable, unanswerable
+QUESTIONS = {"quick": (40, 20), "full": (120, 60)}  # answerable, unanswerable
 RETRIEVED = 5
 AIMS = {  # figure -> (aim, whether more is better)
     "recall@5": (0.95, True),
@@ -50,9 +50,9 @@ CARD = Card(
     toy_claim="on XQuAD's English paragraphs: recall@5 >= 0.95, token F1 at least 0.20 above the base model's on the same "
     "prompts, citation precision >= 0.90, >= 80 % of unanswerable questions declined and <= 10 % of answerable ones",
     scope="other languages, long documents, questions that need more than one passage",
-    metric="largest shortfall from an aim",
-    threshold=0.0,
-    expected="no shortfall",
+    metric="1 + largest shortfall from an aim",
+    threshold=1.0,
+    expected="at most 1: no shortfall",
     budget_seconds=3600,
     mutants=("random_passages", "no_check"),
 )
@@ -97,7 +97,7 @@ def measure(profile: str, seed: int, mutant: str | None) -> Measurement:
         )
         pairs = zip(answers, base, answerable, strict=False)
         figures["f1 gained"] = estimate([_f1(a.text, i) - _f1(d.text, i) for a, d, i in pairs])
-    worst = max(_shortfall(name, figures[name]) for name in AIMS if name in figures)
+    worst = 1 + max(_shortfall(name, figures[name]) for name in AIMS if name in figures)
     details: dict[str, Any] = {name: str(found) for name, found in figures.items()}
     details |= {"answerable": count[0], "unanswerable": count[1], "paragraphs": len({a.paragraph for a in kept})}
     return Measurement(worst, worst <= CARD.threshold, details)
