@@ -29,6 +29,27 @@ def test_the_cited_passage_that_bears_the_answer_out_is_quoted_verbatim() -> Non
     assert (citation.number, citation.document, citation.heading) == (1, "manual/pump.md", ("Pump", "Filter"))
 
 
+def test_an_extract_is_quoted_with_its_sentences_whole() -> None:
+    long = Passage(
+        "p3",
+        "a.md",
+        "",
+        (),
+        "First of all. A pump has two valves. It has a lid. The lid is red. Valves wear.",
+        None,
+        100,
+    )
+    found = ground("pump has two valves. It has a lid. The lid [1]", "What does a pump have?", (long,))
+    assert found.citations[0].quote == "A pump has two valves. It has a lid. The lid is red."
+    assert found.citations[0].start == 100 + long.text.index("A pump") and found.citations[0].support == 1.0
+
+
+def test_of_places_that_hold_a_short_answer_the_one_about_the_question_is_quoted() -> None:
+    text = "The lamp has two bulbs. It is old. The pump has two valves and a lid."
+    found = ground("two [1]", "How many valves has the pump?", (Passage("p4", "a.md", "", (), text),))
+    assert found.citations[0].quote == "The pump has two valves and a lid."
+
+
 def test_two_neighbouring_sentences_are_one_quotation() -> None:
     found = ground("The filter sits behind the valve. Change the filter every six months. [1]", QUESTION, (PUMP,))
     assert found.citations[0].quote == "The filter sits behind the valve. Change the filter every six months."

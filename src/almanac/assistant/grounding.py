@@ -93,13 +93,15 @@ def normal(text: str) -> str:
 
 
 def _cite(number: int, answer: str, question: str, passage: Passage) -> Citation:
-    """The sentence, or two neighbours, of the passage that hold most of the answer in fewest words.
+    """The sentences of the passage that the answer stands in word for word; else the sentence, or two neighbours, that
+    hold most of it in fewest words.
 
-    Of sentences that hold it alike, the one that shares most with the question: a short answer stands in many.
+    Of sentences that hold it alike, those that share most with the question: a short answer stands in many.
     """
     wanted, asked = terms(answer), terms(question)
-    spans = sentence_spans(passage.text) or [(0, len(passage.text))]
-    spans += [(left[0], right[1]) for left, right in pairwise(spans)]
+    sentences = sentence_spans(passage.text) or [(0, len(passage.text))]
+    spans = _whole(answer, passage.text, sentences)
+    spans = spans or sentences + [(left[0], right[1]) for left, right in pairwise(sentences)]
     found = {span: terms(passage.text[slice(*span)]) for span in spans}
     start, end = max(spans, key=lambda span: _score(wanted, asked, found[span]))
     quote = passage.text[start:end].rstrip()
@@ -116,6 +118,18 @@ def _cite(number: int, answer: str, question: str, passage: Passage) -> Citation
         place + len(quote),
         support,
     )
+
+
+def _whole(answer: str, text: str, sentences: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where ``answer`` stands in ``text`` word for word, each time with the sentences around it whole."""
+    found = re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", text) if answer else ()
+    return [
+        (
+            max((a for a, _ in sentences if a <= match.start()), default=match.start()),
+            min((b for _, b in sentences if b >= match.end()), default=match.end()),
+        )
+        for match in found
+    ]
 
 
 def _score(wanted: Sequence[str], asked: Sequence[str], found: Sequence[str]) -> float:
