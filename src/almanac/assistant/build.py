@@ -89,7 +89,7 @@ class _Build:
         train, held_out = self._examples()
         making = {
             "held_out": settings.held_out, "per_passage": settings.per_passage, "shown": settings.shown,
-            "unanswerable": settings.unanswerable, "seed": settings.seed, "questions": settings.questions,
+            "unanswerable": [settings.declining, settings.unanswerable], "seed": settings.seed, "questions": settings.questions,
             "index": {entry.path: entry.digest for entry in self._open_index().documents},
         }  # fmt: skip
         made = self.stages.run("examples", making, lambda tell: {"train": len(train), "held_out": len(held_out)})
@@ -167,6 +167,7 @@ class _Build:
         chunks = self._open_index().chunks
         passages = [chunk.as_passage() for chunk in chunks]
         made: list[list[GroundedExample]] = []
+        shares = (settings.declining, settings.unanswerable)
         for seed, part in enumerate(split_by_document(passages, held_out=settings.held_out, seed=settings.seed)):
             known = {passage.id for passage in part}
             near = LexicalIndex.build([chunk for chunk in chunks if chunk.id in known])  # of this side alone
@@ -176,7 +177,7 @@ class _Build:
                         part,
                         seed=settings.seed + seed,
                         per_passage=settings.per_passage,
-                        unanswerable=settings.unanswerable,
+                        unanswerable=shares[seed],
                         shown=settings.shown,
                         distractors=lambda question, count, near=near: [
                             hit.chunk.as_passage() for hit in near.search(question, count)

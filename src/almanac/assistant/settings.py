@@ -20,7 +20,8 @@ class BuildSettings(Value):
     shown: int = 3  # passages in front of a question
     held_out: float = 0.2  # share of documents kept for measuring
     per_passage: int = 2  # training questions made from a passage, at most
-    unanswerable: float = 0.25  # share of questions that the shown passages do not answer
+    unanswerable: float = 0.25  # share of measured questions that the shown passages do not answer
+    declining: float = 0.08  # the same of training questions; more makes the model shy of questions it could answer
     rank: int = 16  # of the LoRA update; with a starter, the starter's
     learning_rate: float = 5e-4
     steps: int = 24
