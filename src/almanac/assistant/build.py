@@ -89,7 +89,8 @@ class _Build:
         train, held_out = self._examples()
         making = {
             "held_out": settings.held_out, "per_passage": settings.per_passage, "shown": settings.shown,
-            "unanswerable": [settings.declining, settings.unanswerable], "seed": settings.seed, "questions": settings.questions,
+            "unanswerable": [settings.declining, settings.unanswerable], "seed": settings.seed,
+            "questions": settings.questions,
             "index": {entry.path: entry.digest for entry in self._open_index().documents},
         }  # fmt: skip
         made = self.stages.run("examples", making, lambda tell: {"train": len(train), "held_out": len(held_out)})
