@@ -163,7 +163,7 @@ def _index(results: dict[str, dict[str, Any]]) -> str:
     for name, found in results.items():
         killed = f"{sum(found['mutants'].values())} of {len(found['mutants'])}"
         cells = (
-            f"{found['verdict']} | {found['value']:.2g} | {found['threshold']:.2g} | {killed} | {found['seconds']:.0f}"
+            f"{found['verdict']} | {found['value']:.3g} | {found['threshold']:.3g} | {killed} | {found['seconds']:.0f}"
         )
         lines.append(f"| [{name}]({name}.md) | {cells} | {found['date']} |")
     return "\n".join([*lines, ""])
