@@ -37,6 +37,7 @@ def words(count: int, seed: int) -> list[str]:
 def page(number: int, vocabulary: list[str]) -> str:
     """A page of headings and sentences; frequent words are drawn as often as Zipf's law says."""
     rng = random.Random(number)
+    days = number % 89 + 2
     weights = [1 / rank for rank in range(1, len(vocabulary) + 1)]
 
     def noun() -> str:
@@ -46,7 +47,7 @@ def page(number: int, vocabulary: list[str]) -> str:
     for _ in range(SECTIONS):
         lines.append(f"\n## How to clean the {noun()} {noun()}\n")
         sentences = [
-            f"The {noun()} {noun()} {rng.choice(VERBS)} the {noun()} of the {noun()} every {rng.randint(2, 900)} days."
+            f"The {noun()} {noun()} is a part of the {noun()} that {rng.choice(VERBS)} the {noun()} for {days} days."
             for _ in range(SENTENCES)
         ]
         lines.append(" ".join(sentences))
