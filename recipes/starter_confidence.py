@@ -75,7 +75,7 @@ def _medical(data: Path, tokenizer: Tokenizer) -> Iterator[starter_data.Asked]:
         seed=starter_adapter.SEED,
     )
     seen = {example.question for example in drawn}
-    for row in starter_data._rows(data / "domain" / "medquad_qa.jsonl.gz"):
+    for row in starter_data.read_rows(data / "domain" / "medquad_qa.jsonl.gz"):
         text = " ".join(row["answer"].split())
         if row["question"].strip() not in seen and 300 < len(text) < 2500:
             yield starter_data.Asked(row["question"].strip(), text[:80], text)
@@ -84,7 +84,7 @@ def _medical(data: Path, tokenizer: Tokenizer) -> Iterator[starter_data.Asked]:
 def _made(data: Path, tokenizer: Tokenizer, settings: BuildSettings) -> Iterator[starter_data.Asked]:
     """Questions made by rule from books that the recipe of the adapter does not read."""
     names = {path.name.split(".")[0] for path in (data / "text" / "books").glob("*.txt.gz")}
-    for row in starter_data._rows(data / "text" / "books_corpus.jsonl.gz"):
+    for row in starter_data.read_rows(data / "text" / "books_corpus.jsonl.gz"):
         if row["title"] in names:
             continue
         text = row["text"][len(row["text"]) // 3 :][:24_000]

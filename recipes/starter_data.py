@@ -70,7 +70,7 @@ def people(data: Path, exclude: Sequence[str]) -> list[Asked]:
     """The questions by people, each once, in the order of the file."""
     known = _shingles(exclude)
     found: dict[tuple[str, str], Asked] = {}
-    for row in _rows(data / "instruct" / "t0_multitask.jsonl.gz"):
+    for row in read_rows(data / "instruct" / "t0_multitask.jsonl.gz"):
         if row["dataset"] not in ("adversarial_qa", "quoref") or "Guess_Title" in row["template"]:
             continue
         match = next((match for prompt in _PROMPTS if (match := prompt.match(row["prompt"].strip()))), None)
@@ -87,7 +87,7 @@ def people(data: Path, exclude: Sequence[str]) -> list[Asked]:
 def finance(data: Path) -> list[Asked]:
     """Questions by people about the text of company reports, with an answer that stands in it."""
     found: list[Asked] = []
-    for row in _rows(data / "domain" / "tatqa_dataset_dev.jsonl.gz"):
+    for row in read_rows(data / "domain" / "tatqa_dataset_dev.jsonl.gz"):
         texts = [" ".join(paragraph["text"].split()) for paragraph in row["paragraphs"]]
         for item in row["questions"]:
             if item["answer_from"] != "text" or item["answer_type"] != "span":
@@ -141,7 +141,7 @@ def _examples(
 
 def medical(data: Path, *, count: Count, limit: int, unanswerable: float, seed: int) -> Iterator[GroundedExample]:
     """Questions of the public about illnesses, answered by the sentences that fit them best."""
-    rows = [row for row in _rows(data / "domain" / "medquad_qa.jsonl.gz") if 200 < len(row["answer"]) < 2500]
+    rows = [row for row in read_rows(data / "domain" / "medquad_qa.jsonl.gz") if 200 < len(row["answer"]) < 2500]
     rows = random.Random(f"{seed}/medical").sample(rows, k=min(len(rows), 3 * limit))
     chunks = list(_chunks({row["answer"]: row["focus"] for row in rows}, count, CHUNK_TOKENS[1]))
     index = LexicalIndex.build(chunks)
@@ -216,7 +216,7 @@ def _name(context: str) -> str:
     return f"text {hashlib.sha256(context.encode()).hexdigest()[:8]}"
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 

@@ -12,6 +12,7 @@ from train import small_run
 from almanac.compress.quantize.int8 import Int8
 from almanac.core.batch import Tokens, pad_rows
 from almanac.data.collate import padded_batches
+from almanac.train.events.event import Forecasted
 from almanac.train.run_folder import read_run
 from almanac.verify.forecast import Forecaster, forecast_memory, peak_bytes, resident_bytes, saved_bytes
 
@@ -67,7 +68,9 @@ def test_run_json_tells_forecast_and_measurement(tmp_path: Path) -> None:
     small_run.run(tmp_path, network=network, steps=10, listeners=(Forecaster(memory, told.append),))
     content = read_run(tmp_path)
     forecast, measured = content["forecast"], content["measured"]
-    assert told == [forecast] and forecast["steps"] == measured["steps"] == 10
+    assert forecast["steps"] == measured["steps"] == 10
+    assert told == [Forecasted(forecast["seconds"], forecast["peak_bytes"], forecast["energy"]["watt_hours"])]
+    assert forecast["energy"]["watt_hours"] > 0 and measured["energy"]["watt_hours"] > 0
     assert 0.05 < measured["seconds"] / forecast["seconds"] < 20  # a loaded machine; the order of magnitude is meant
     assert forecast["peak_bytes"] == memory.peak and forecast["memory"]["learning"] == memory.learning
     assert 0 < resident_bytes() <= 1.05 * measured["peak_bytes"] <= 1.05 * peak_bytes()

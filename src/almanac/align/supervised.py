@@ -190,7 +190,8 @@ def _train(
         findings=(tokenised.finding,),
     )
     memory = forecast_memory(lm.network, padded_batches(smallest_uneven(rows), 1 << 20)[0], settings=settings)
-    listeners = [Forecaster(memory), _recorder(report), *([on_event] if on_event else [])]
+    hear = on_event or (lambda event: None)
+    listeners = [Forecaster(memory, hear), _recorder(report), hear]
     batches = settings.batches(rows)
     outcome = train(lm.network, batches, settings=settings, listeners=listeners, run_folder=run_folder, stop=stop)
     if not outcome.finished:

@@ -168,11 +168,10 @@ def open_assistant(folder: str | Path) -> Assistant:
         raise NotFoundError(
             f"{root} is no finished assistant", remedy=f"Run `almanac build DOCS --output {root}` (again; it goes on)."
         )
-    settings = BuildSettings.from_dict(_json(root / SETTINGS))
-    confidence = Confidence.from_dict(_json(root / CONFIDENCE)) if (root / CONFIDENCE).is_file() else None
+    settings = BuildSettings.from_dict(read_object(root / SETTINGS))
     encoder = load_encoder(settings.encoder) if settings.encoder else None
     index = DocumentIndex.open(root / INDEX, embedder=encoder)
-    return Assistant(load(root / MODEL), index, settings, encoder, confidence, root)
+    return Assistant(load(root / MODEL), index, settings, encoder, read_confidence(root), root)
 
 
 def ask(assistant: str | Path | Assistant, question: str) -> Answer:
@@ -181,7 +180,14 @@ def ask(assistant: str | Path | Assistant, question: str) -> Answer:
     return opened.ask(question)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_confidence(folder: Path) -> Confidence | None:
+    """What decides when to decline, if the assistant was built with it."""
+    path = folder / CONFIDENCE
+    return Confidence.from_dict(read_object(path)) if path.is_file() else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of an assistant. Raises FileFormatError for anything else."""
     data = read_json(path)
     if not isinstance(data, dict):
         raise FileFormatError(f"{path} is damaged", remedy="Build the assistant again.")

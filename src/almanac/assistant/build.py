@@ -15,7 +15,8 @@ from typing import Any
 from almanac.adapt.lora import Lora
 from almanac.align.supervised import Example, finetune
 from almanac.assistant import card, measure, report, starter
-from almanac.assistant.ask import CONFIDENCE, INDEX, MODEL, SETTINGS, Assistant
+from almanac.assistant.ask import CONFIDENCE, INDEX, MODEL, SETTINGS, Assistant, read_confidence
+from almanac.assistant.confidence import Confidence
 from almanac.assistant.indexing import Indexing
 from almanac.assistant.prompt import messages
 from almanac.assistant.settings import BuildSettings
@@ -32,10 +33,9 @@ from almanac.language_model.model import LanguageModel
 from almanac.retrieve.clean import Policy
 from almanac.retrieve.index.store import DocumentIndex
 from almanac.retrieve.lexical import LexicalIndex
-from almanac.train.events.progress import Progress, Reading
+from almanac.train.events.event import Event, Forecasted
+from almanac.train.events.progress import Progress
 from almanac.train.settings import TrainSettings
-from almanac.trust.energy import EnergyMeter
-from almanac.verify.forecast import peak_bytes
 
 WORK = ".build"
 MIN_PASSAGES = 8
@@ -79,6 +79,7 @@ class _Build:
         self._lm: LanguageModel | None = None
         self._started = False  # whether the model in hand carries the starter
         self._encoder: TextEncoder | None = None
+        self._indexed: DocumentIndex | None = None
 
     def run(self) -> Path:
         settings, started = self.settings, time.time()
@@ -146,7 +147,9 @@ class _Build:
         return self._encoder
 
     def _open_index(self) -> DocumentIndex:
-        return DocumentIndex.open(self.output / INDEX, embedder=self._open_encoder())
+        if self._indexed is None:
+            self._indexed = DocumentIndex.open(self.output / INDEX, embedder=self._open_encoder())
+        return self._indexed
 
     def _index(self, indexing: Indexing) -> Any:
         """The index stage. Its work needs the tokenizer of the model that will read the passages."""
@@ -198,25 +201,24 @@ class _Build:
         lm: LanguageModel,
         examples: list[GroundedExample],
         tell: StageReport,
-        begun: starter.Starter | None = None,
+        confidence: Confidence | None = None,
         extractive: bool = True,
     ) -> Summary:
-        confidence = begun.confidence if begun else None
-        assistant = Assistant(lm, self._open_index(), self.settings, self._open_encoder(), confidence)
-        assistant.extractive = extractive
+        assistant = Assistant(
+            lm, self._open_index(), self.settings, self._open_encoder(), confidence, self.output, extractive
+        )
         figures = measure.measure_reading(assistant, examples, lambda done, total: tell.tell(done, total, "questions"))
         return figures | {"retrieval": measure.measure_retrieval(assistant, examples)}
 
     def _measure_starter(self, examples: list[GroundedExample], tell: StageReport) -> Summary:
         lm, found = self._with_starter()
-        return self._measure(lm, examples, tell, found) if found is not None else {}
+        return self._measure(lm, examples, tell, found.confidence) if found is not None else {}
 
     def _measure_after(self, examples: list[GroundedExample], tell: StageReport) -> Summary:
-        found = starter.find(self._base()) if self.settings.starter else None
-        return self._measure(load(self.output / MODEL), examples, tell, found)
+        return self._measure(load(self.output / MODEL), examples, tell, read_confidence(self.output))
 
     def _adapt(self, examples: list[GroundedExample], tell: StageReport) -> Summary:
-        settings, meter = self.settings, EnergyMeter()
+        settings = self.settings
         lm, found = self._with_starter()
         dialogues: list[Example] = [
             [*messages(example.question, example.passages), {"role": "assistant", "content": example.answer}]
@@ -235,10 +237,11 @@ class _Build:
                 micro_tokens=settings.micro_tokens,
                 seed=settings.seed,
             ),
-            on_event=Progress(lambda reading: _tell_training(tell, reading)),
+            on_event=_Telling(tell, settings.steps),
             run_folder=folder,
         )
         trained.save(self.output / WORK / "adapted")
+        (self.output / CONFIDENCE).unlink(missing_ok=True)  # of an earlier build with other settings
         if found is not None and found.confidence is not None:
             write_json(self.output / CONFIDENCE, found.confidence.to_dict())
         run = read_json(folder / "run.json")
@@ -246,8 +249,8 @@ class _Build:
         return {
             "examples": len(examples), "steps": settings.steps, "parameters": trained.num_parameters,
             "starter": found.manifest["name"] if found else None, "forecast": run.get("forecast"),
-            "measured": run.get("measured"), "preflight": run.get("preflight"), "energy": meter.read().to_dict(),
-            "losses": _losses(folder / "metrics.jsonl"), "peak_bytes": peak_bytes(),
+            "measured": run.get("measured"), "preflight": run.get("preflight"),
+            "losses": _losses(folder / "metrics.jsonl"),
         }  # fmt: skip
 
     def _run_folder(self) -> Path:
@@ -278,8 +281,20 @@ class _Build:
         return summary
 
 
-def _tell_training(tell: StageReport, reading: Reading) -> None:
-    tell.tell(reading.step, reading.steps, str(reading))
+class _Telling:
+    """Tells a build how far training is, and what it will need as soon as that is known."""
+
+    def __init__(self, tell: StageReport, steps: int) -> None:
+        self.tell, self.steps = tell, steps
+        self.progress = Progress(lambda reading: tell.tell(reading.step, reading.steps, f"{reading}{self.forecast}"))
+        self.forecast = ""
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Forecasted):
+            minutes, seconds = divmod(round(event.seconds), 60)
+            needs = f"{minutes}:{seconds:02d}, {event.peak_bytes / 1e9:.1f} GB, {event.watt_hours:.2f} Wh"
+            self.forecast = f" (forecast of the run: {needs})"
+        self.progress(event)
 
 
 def _thinned(examples: list[GroundedExample], count: int) -> list[GroundedExample]:

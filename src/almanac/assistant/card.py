@@ -102,6 +102,7 @@ def _run(provenance: Mapping[str, Any], evaluations: Mapping[str, Any]) -> list[
     rows = (
         ("time of training, s", forecast.get("seconds"), measured.get("seconds"), 1.0),
         ("peak memory, GB", forecast.get("peak_bytes"), measured.get("peak_bytes"), 1e9),
+        ("energy of training, Wh", *(part.get("energy", {}).get("watt_hours") for part in (forecast, measured)), 1.0),
     )
     lines = [
         "## The run",
@@ -110,7 +111,7 @@ def _run(provenance: Mapping[str, Any], evaluations: Mapping[str, Any]) -> list[
         "|---|---|---|",
         *(f"| {name} | {number(_over(a, unit))} | {number(_over(b, unit))} |" for name, a, b, unit in rows),
         "",
-        f"Energy of training: {adapt['energy']['watt_hours']:.2f} Wh ({adapt['energy']['method']}).",
+        f"Energy is {measured.get('energy', {}).get('method', 'not known')}.",
         f"Speed on the machine of the build: {after['tokens_per_second']:.0f} tokens/s reading and writing together.",
         "",
         "## Checks between the steps",

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from almanac.assistant import report
-from almanac.assistant.ask import Assistant
+from almanac.assistant.ask import Assistant, read_object
 from almanac.assistant.settings import BuildSettings
 from almanac.core.errors import FileFormatError
 from almanac.files.store import write_json
-from almanac.files.strict_json import read_json
 from almanac.retrieve.chunk.chunk import Chunk
 from almanac.retrieve.chunk.headings import chunk_document
 from almanac.retrieve.clean import KEPT, Cleaned, Policy, clean_documents
@@ -84,6 +83,8 @@ def add_document(assistant: Assistant, file: Path, name: str) -> Added:
     change = assistant.index.add(
         chunked(cleaned.documents, assistant.lm.tokenizer, assistant.settings), languages=languages_of(cleaned)
     )
+    for path in change.replaced:
+        forget(assistant.folder, path)
     paths = {document.path for document in cleaned.documents}
     entries = tuple(entry_dict(entry) for entry in assistant.index.documents if entry.path in paths)
     return Added(entries, bool(change.replaced), tuple(notes))
@@ -102,10 +103,9 @@ def forget(folder: Path, path: str) -> None:
     """Rewrites evaluations, report and the build's ledger without the answers that were given over a document."""
     for place in (EVALUATIONS, LEDGER):
         if (folder / place).is_file():
-            write_json(folder / place, _without(read_json(folder / place), path))
+            write_json(folder / place, _without(read_object(folder / place), path))
     if (folder / EVALUATIONS).is_file() and (folder / PROVENANCE).is_file():
-        provenance, evaluations = (read_json(folder / place) for place in (PROVENANCE, EVALUATIONS))
-        assert isinstance(provenance, dict) and isinstance(evaluations, dict)
+        provenance, evaluations = (read_object(folder / place) for place in (PROVENANCE, EVALUATIONS))
         report.write(folder / "report.html", folder.resolve().name, provenance, evaluations)
 
 

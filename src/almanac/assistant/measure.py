@@ -22,7 +22,7 @@ from almanac.evaluate.interval import estimate
 from almanac.language_model.model import LanguageModel
 from almanac.retrieve.metrics import answer_f1, citation_scores, cited, exact_match, ndcg_at_k, recall_at_k
 from almanac.tokenizers.chat_encoding import encode_chat_for_training
-from almanac.trust.energy import EnergyMeter
+from almanac.verify.energy import EnergyMeter
 from almanac.verify.forecast import peak_bytes
 
 Figures = dict[str, Any]

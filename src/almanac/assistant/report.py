@@ -111,9 +111,10 @@ def _forecast(adapt: Mapping[str, Any]) -> str:
     rows = [
         ("seconds", number(forecast.get("seconds")), number(measured.get("seconds"))),
         ("peak memory, GB", number(_giga(forecast.get("peak_bytes"))), number(_giga(measured.get("peak_bytes")))),
-        ("energy, Wh", "-", f"{adapt['energy']['watt_hours']:.2f} ({adapt['energy']['method']})"),
+        ("energy, Wh", *(number(part.get("energy", {}).get("watt_hours")) for part in (forecast, measured))),
     ]
-    return _table(("", "forecast", "measured"), rows)
+    method = measured.get("energy", {}).get("method", "not known")
+    return _table(("", "forecast", "measured"), rows) + f'<p class="soft">Energy is {escape(method)}.</p>'
 
 
 def _resources(stages: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:

@@ -1,7 +1,8 @@
-"""What a run will need of memory and time, said before it starts and held against what it took.
+"""What a run will need of memory, time and energy, said as it starts and held against what it took.
 
 Memory is counted, not guessed: one small forward pass tells how many bytes a token leaves behind for backward, whatever
-the architecture, and that grows in proportion to the tokens of a micro-batch. Time is that of the run's first steps.
+the architecture, and that grows in proportion to the tokens of a micro-batch. Time and energy are those
+of the run's first steps.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from almanac.core.batch import Tokens
 from almanac.core.weight import StoredWeight
 from almanac.objectives.next_token import CHUNK_TARGETS
 from almanac.train.criterion import context_of
-from almanac.train.events.event import Ended, Event, Started, StepDone
+from almanac.train.events.event import Ended, Event, Forecasted, Started, StepDone
 from almanac.train.settings import TrainSettings
+from almanac.verify.energy import EnergyMeter
 
 LOGITS_COPIES = 4  # logits, their log-softmax, its gradient and one more while they are made
 MOMENTS_AND_GRADIENT = 3  # numbers that AdamW and backward hold for each number learned
@@ -107,9 +109,10 @@ class Forecaster:
     ``measured`` is of the present process: a resumed run tells of its last part.
     """
 
-    def __init__(self, memory: Memory, tell: Callable[[dict[str, Any]], object] | None = None) -> None:
+    def __init__(self, memory: Memory, tell: Callable[[Forecasted], object] = lambda forecast: None) -> None:
         self.memory = memory
-        self.tell = tell or (lambda forecast: None)
+        self.tell = tell
+        self._meter = EnergyMeter()
         self._seconds: list[float] = []
         self._record: Callable[[str, Any], None] = lambda section, value: None
         self._began = 0.0
@@ -118,17 +121,26 @@ class Forecaster:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
             self._record, self._began, self._first_step = event.record, time.perf_counter(), event.step
+            self._meter = EnergyMeter()
         elif isinstance(event, StepDone):
             self._seconds.append(event.seconds)
             if len(self._seconds) == TIMED_STEPS:
                 self._forecast(event.steps - self._first_step)
         elif isinstance(event, Ended) and event.step > self._first_step:
             seconds = time.perf_counter() - self._began
-            measured = {"seconds": seconds, "steps": event.step - self._first_step, "peak_bytes": peak_bytes()}
+            measured = {
+                "seconds": seconds, "steps": event.step - self._first_step, "peak_bytes": peak_bytes(),
+                "energy": self._meter.read().to_dict(),
+            }  # fmt: skip
             self._record("measured", measured)
 
     def _forecast(self, steps: int) -> None:
         seconds = steps * sum(self._seconds) / len(self._seconds)
-        forecast = {"seconds": seconds, "steps": steps, "peak_bytes": self.memory.peak, "memory": asdict(self.memory)}
+        energy = self._meter.read()
+        watt_hours = energy.watt_hours * steps / len(self._seconds)
+        forecast = {
+            "seconds": seconds, "steps": steps, "peak_bytes": self.memory.peak, "memory": asdict(self.memory),
+            "energy": energy.to_dict() | {"watt_hours": watt_hours},
+        }  # fmt: skip
         self._record("forecast", forecast)
-        self.tell(forecast)
+        self.tell(Forecasted(seconds, self.memory.peak, watt_hours))

@@ -7,6 +7,7 @@ out declined. The base model gets the same prompts. XQuAD: Artetxe et al. 2020, 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import json
@@ -78,11 +79,8 @@ def measure(profile: str, seed: int, mutant: str | None) -> Measurement:
     asked = [*answerable, *unanswerable]
     shown = [_shown(assistant, item, mutant, seed) for item in asked]
     drafts = _drafts(assistant, assistant.lm, asked, shown)
-    confidence = assistant.confidence
-    if mutant == "no_check":
-        assistant.confidence = None
-    answers = [assistant.judge(i.question, p, d) for i, p, d in zip(asked, shown, drafts, strict=True)]
-    assistant.confidence = confidence
+    judging = dataclasses.replace(assistant, confidence=None) if mutant == "no_check" else assistant
+    answers = [judging.judge(i.question, p, d) for i, p, d in zip(asked, shown, drafts, strict=True)]
     figures: dict[str, Estimate | None] = {"recall@5": _recall(assistant, kept, mutant, seed)}
     figures |= _reading(answers, answerable)
     if mutant is None:
@@ -155,9 +153,8 @@ def _drafts(
 ) -> list[Draft]:
     engine = lm.engine()
     pairs = zip(asked, shown, strict=False)
-    before, assistant.extractive = assistant.extractive, extractive
-    handles = [engine.submit(assistant.request(item.question, passages)) for item, passages in pairs]
-    assistant.extractive = before
+    asking = dataclasses.replace(assistant, extractive=extractive)
+    handles = [engine.submit(asking.request(item.question, passages)) for item, passages in pairs]
     engine.run()
     for handle in handles:
         handle.require()

@@ -54,6 +54,15 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class Forecasted:
+    """What the run will need, told once it is known: ``seconds``, ``peak_bytes``, ``watt_hours``, whole run."""
+
+    seconds: float
+    peak_bytes: int
+    watt_hours: float
+
+
+@dataclass(frozen=True)
 class Saving:
     """Now is the time to save; ``snapshot`` gives the state after ``step`` steps."""
 
@@ -70,5 +79,5 @@ class Ended:
     finished: bool
 
 
-Event = Started | StepDone | Saving | Ended
+Event = Started | StepDone | Forecasted | Saving | Ended
 Listener = Callable[[Event], object]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from almanac.trust.energy import JOULES_PER_WATT_HOUR, WATTS_PER_CORE, EnergyMeter
+from almanac.verify.energy import JOULES_PER_WATT_HOUR, WATTS_PER_CORE, EnergyMeter
 
 
 def zone(root: Path, name: str, microjoules: int, span: int = 10_000_000) -> Path:
