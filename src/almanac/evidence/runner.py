@@ -1,204 +1,152 @@
-"""Runs experiments, stores what they found, and draws the pages from what is stored; nothing else is ever drawn.
+"""Runs experiments: verdict seeds over the cores, one doubling if the first look is inconclusive, then every mutant.
 
-An experiment is a module below ``evidence`` at the path of what it backs, with ``CARD`` and ``measure(profile, seed, mutant)
--> Measurement``. Its verdict is REPRODUCED only if the metric holds *and* every mutant of the card makes it fail.
+A run that was killed goes on where it was: every arm of every seed is kept as soon as it is done. A quick run gives the
+direction of the effects only and is not stored; only ``full`` and ``gpu`` earn a verdict.
 """
 
 from __future__ import annotations
 
 import datetime
-import importlib
 import os
-import pkgutil
 import platform
-import sys
-import time
-from dataclasses import dataclass
+import resource
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
-import almanac.evidence
-from almanac.core.errors import AlmanacError, FileFormatError, NotFoundError
-from almanac.evidence.card import Card
-from almanac.files.store import write_atomic, write_json
-from almanac.files.strict_json import read_json
+from almanac.core.errors import AlmanacError, TrainingError
+from almanac.evidence.card import Card, Mutant
+from almanac.evidence.claim import Verdict
+from almanac.evidence.experiment import Job, Tell, digest_of, experiment, observe
+from almanac.evidence.judge import judge
+from almanac.evidence.outcome import GateError, Outcome
+from almanac.evidence.results import FOLDER, SURVIVED, Result, store
+from almanac.evidence.seeds import development_seeds, release, verdict_seeds
 
-REPRODUCED, NOT_REPRODUCED, INVALID = "REPRODUCED", "NOT REPRODUCED", "INVALID"
-FOLDER = Path("docs/evidence")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The primary figure (smaller is better), whether it holds, and whatever else was counted."""
-
-    value: float
-    holds: bool
-    details: dict[str, Any]
+MUTANT_SEEDS = 2
+ORACLE, EXPERIMENT = "oracle", "experiment"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one run of an experiment found."""
+def run(
+    name: str,
+    *,
+    profile: str = "quick",
+    rotation: int = 0,
+    development: bool = False,
+    folder: Path | None = None,
+    tell: Tell = lambda what, done, total: None,
+) -> Result:
+    """Runs an experiment with all its mutants; a full result is stored below ``folder`` (default: docs/evidence, if there).
 
-    name: str
-    verdict: str
-    value: float
-    threshold: float
-    details: dict[str, Any]
-    mutants: dict[str, bool]  # killed?
-    card: str
-    profile: str
-    seed: int
-    seconds: float
-    date: str
-    machine: str
+    With ``development`` the seeds are 0, 1, ... and nothing is stored: that is for tuning, and gives no verdict.
 
-    def to_dict(self) -> dict[str, Any]:
-        return {field: getattr(self, field) for field in self.__dataclass_fields__}
-
-
-def names() -> list[str]:
-    """The experiments that exist, by the catalog name of what they back."""
-    prefix = f"{almanac.evidence.__name__}."
-    found = pkgutil.walk_packages(almanac.evidence.__path__, prefix)
-    modules = (importlib.import_module(info.name) for info in found if not info.ispkg)
-    return sorted(card.name for module in modules if isinstance(card := vars(module).get("CARD"), Card))
-
-
-def run(name: str, *, profile: str = "quick", seed: int = 0, folder: Path | None = None) -> Result:
-    """Runs an experiment with all its mutants and stores the result below ``folder`` (default: docs/evidence, if there).
-
-    Raises NotFoundError if there is no such experiment.
+    Raises:
+        NotFoundError: there is no such experiment. UnsupportedError: its card was changed without a new version.
+        TrainingError: the experiment itself cannot be run.
     """
     module = experiment(name)
     card: Card = module.CARD
-    started = time.monotonic()
-    found: Measurement = module.measure(profile, seed, None)
-    killed = {mutant: kills(module, mutant, profile=profile, seed=seed) for mutant in card.mutants}
+    started = _processor_seconds()
+    _require_sound(module, card)
+    count = card.quick_seeds if profile == "quick" else card.seeds
+
+    def seeds_of(number: int) -> list[int]:
+        if development:
+            return development_seeds(number)
+        return verdict_seeds(card, number, release=release(), rotation=rotation)
+
+    seeds = seeds_of(count)
+    outcomes = _outcomes(card, seeds, profile, tell)
+    found = judge(card, outcomes, sign_only=profile == "quick")
+    if found.verdict == Verdict.INCONCLUSIVE:
+        seeds = seeds_of(2 * count)
+        outcomes = _outcomes(card, seeds, profile, tell)
+        found = judge(card, outcomes)
+    killed = {
+        mutant.name: kill(module, card, mutant, outcomes, seeds=seeds[:MUTANT_SEEDS], profile=profile, tell=tell)
+        for mutant in card.mutants
+    }
     result = Result(
         name=name,
-        verdict=REPRODUCED if found.holds and all(killed.values()) else NOT_REPRODUCED,
-        value=found.value,
-        threshold=card.threshold,
-        details=found.details,
-        mutants=killed,
-        card=card.digest(),
+        card=card.to_dict(),
+        digest=card.digest(),
+        code=digest_of(name),
+        release=release(),
+        rotation=rotation,
         profile=profile,
-        seed=seed,
-        seconds=round(time.monotonic() - started, 1),
+        seeds=tuple(seeds),
+        outcomes={arm: tuple(items) for arm, items in outcomes.items()},
+        killed=killed,
+        verdict=str(found.verdict),
+        seconds=round(_processor_seconds() - started, 1),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         machine=machine(),
     )
     target = folder or (FOLDER if FOLDER.is_dir() else None)
-    if target is not None:
-        (target / "results").mkdir(parents=True, exist_ok=True)
-        write_json(target / "results" / f"{name}.json", result.to_dict())
+    if target is not None and profile != "quick" and not development:
+        store(result, target)
     return result
 
 
-def kills(module: ModuleType, mutant: str, *, profile: str, seed: int) -> bool:
-    """Whether an experiment notices a mutant: its figure no longer holds, or the broken code refuses to go on."""
-    try:
-        return not module.measure(profile, seed, mutant).holds
-    except AlmanacError:
-        return True
-
-
-def experiment(name: str) -> ModuleType:
-    """The module of an experiment. Raises NotFoundError."""
-    if name not in names():
-        raise NotFoundError(
-            f"No experiment is called {name!r}", remedy="`almanac evidence --list` shows those there are."
-        )
-    return importlib.import_module(f"{almanac.evidence.__name__}.{name}")
-
-
-def machine() -> str:
-    """The machine in words that name nobody: system, processor family and its instructions, cores, threads, torch."""
-    processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
-    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return f"{platform.system()} {processor}, {cores}, torch {torch.__version__}"
-
-
-def render(check: bool = False, *, folder: Path = FOLDER) -> bool:
-    """Draws the pages from the stored results; with ``check`` only tells whether they are what they would be."""
-    results = {path.stem: _stored(path) for path in sorted((folder / "results").glob("*.json"))}
-    pages = {"index.md": _index(results), **{f"{name}.md": _page(name, found) for name, found in results.items()}}
-    current = all((folder / name).is_file() and (folder / name).read_text() == text for name, text in pages.items())
-    if not check:
-        for name, text in pages.items():
-            write_atomic(folder / name, text.encode())
-    return current or not check
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    """A stored result; INVALID if its card is another now, or if what it counted does not bear its verdict out."""
-    found = read_json(path)
-    kinds = {"value": float, "threshold": float, "seconds": float, "details": dict, "mutants": dict}
-    fields = Result.__dataclass_fields__
-    if not isinstance(found, dict) or set(found) != set(fields) or found["name"] != path.stem:
-        raise FileFormatError(f"{path} is no result of {path.stem}", remedy="Run the experiment again.")
-    if wrong := [name for name in fields if not isinstance(found[name], kinds.get(name, str | int))]:
-        raise FileFormatError(f"{path} has no valid {wrong[0]}", remedy="Run the experiment again.")
-    card: Card = experiment(path.stem).CARD
-    is_current = (found["card"], found["threshold"]) == (card.digest(), card.threshold)
-    bears_out = found["value"] <= card.threshold and found["mutants"] == dict.fromkeys(card.mutants, True)
-    if not is_current or (found["verdict"] == REPRODUCED and not bears_out):
-        found["verdict"] = INVALID
+def _outcomes(card: Card, seeds: Sequence[int], profile: str, tell: Tell) -> dict[str, list[Outcome]]:
+    """arm -> one outcome a seed. Raises GateError or TrainingError where an arm could not be run."""
+    arms = tuple(arm.name for arm in card.arms)
+    jobs: list[Job] = [(card.name, seed, profile, None, arms) for seed in seeds]
+    observed = observe(jobs, parallel=card.parallel, tell=tell)
+    found: dict[str, list[Outcome]] = {arm: [] for arm in arms}
+    for seed, item in zip(seeds, observed, strict=True):
+        if isinstance(item, str):
+            raise TrainingError(f"{card.name}, seed {seed}: {item}", remedy="The experiment is not sound as it stands.")
+        for arm, outcome in item.items():
+            found[arm].append(outcome)
     return found
 
 
-def _index(results: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        "# Evidence",
-        "",
-        "Each line is an experiment that can fail, with the figure it found, drawn from stored results.",
-        "",
-        "| experiment | verdict | figure | threshold | mutants killed | seconds | date |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, found in results.items():
-        killed = f"{sum(found['mutants'].values())} of {len(found['mutants'])}"
-        cells = (
-            f"{found['verdict']} | {found['value']:.3g} | {found['threshold']:.3g} | {killed} | {found['seconds']:.0f}"
-        )
-        lines.append(f"| [{name}]({name}.md) | {cells} | {found['date']} |")
-    return "\n".join([*lines, ""])
+def kill(
+    module: ModuleType,
+    card: Card,
+    mutant: Mutant,
+    healthy: dict[str, list[Outcome]],
+    *,
+    seeds: Sequence[int],
+    profile: str,
+    tell: Tell = lambda what, done, total: None,
+) -> str:
+    """How a planted bug is noticed: by the oracle, by the experiment (a claim or a gate no longer holds), or not at all."""
+    if (check := vars(module).get("check")) is not None:
+        try:
+            check(mutant.name)
+        except (AssertionError, AlmanacError):
+            return ORACLE
+    arms = card.mutated(mutant)
+    jobs: list[Job] = [(card.name, seed, profile, mutant.name, arms) for seed in seeds]
+    observed = observe(jobs, parallel=card.parallel, tell=tell)
+    if any(isinstance(item, str) for item in observed):
+        return EXPERIMENT
+    broken = {arm: found[: len(seeds)] for arm, found in healthy.items()}
+    broken |= {arm: [item[arm] for item in observed if isinstance(item, dict)] for arm in arms}
+    verdict = judge(card, broken, sign_only=True).verdict
+    return SURVIVED if verdict == Verdict.REPRODUCED else EXPERIMENT
 
 
-def _page(name: str, found: dict[str, Any]) -> str:
-    card: Card = experiment(name).CARD
-    rows = [f"| {key.replace('_', ' ')} | {value} |" for key, value in found["details"].items()]
-    mutants = [f"| {mutant} | {'killed' if killed else 'SURVIVED'} |" for mutant, killed in found["mutants"].items()]
-    return "\n".join(
-        [
-            f"# {card.title}",
-            "",
-            f"**{found['verdict']}**: {card.metric} {found['value']:.3g}, threshold {card.threshold:.3g}.",
-            "",
-            f"The claim: {card.claim} ({card.source})",
-            "",
-            f"What is tested: {card.toy_claim}",
-            "",
-            f"Expected: {card.expected}. Does not show: {card.scope}",
-            "",
-            "| counted | |",
-            "|---|---|",
-            *rows,
-            "",
-            "| mutant | |",
-            "|---|---|",
-            *mutants,
-            "",
-            f"Profile {found['profile']}, seed {found['seed']}, {found['seconds']:.0f} s, {found['date']},",
-            f"{found['machine']}. Card `{found['card'][:16]}`.",
-            "",
-        ]
-    )
+def _require_sound(module: ModuleType, card: Card) -> None:
+    """The oracle must pass on the code as it is. Raises GateError."""
+    if (check := vars(module).get("check")) is not None:
+        try:
+            check(None)
+        except AssertionError as error:
+            raise GateError(f"The oracle of {card.name} fails: {error}", remedy="Mend the technique first.") from error
 
 
-if __name__ == "__main__":
-    sys.exit(0 if render(check="--check" in sys.argv) else 1)
+def machine() -> str:
+    """The machine in words that name nobody: system, processor family and its instructions, cores, torch."""
+    processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    return f"{platform.system()} {processor}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def _processor_seconds() -> float:
+    """Of this process and of children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(item.ru_utime + item.ru_stime for item in used)
