@@ -61,7 +61,7 @@ def nulled(card: Card, outcomes: Outcomes) -> dict[str, Sequence[Outcome]]:
     """The outcomes with nothing in them: every method arm has those of the null arm, each of the next seed."""
     stand_in = list(outcomes[card.null])
     turned = [*stand_in[1:], stand_in[0]]
-    return {**outcomes, **{method: turned for method in card.methods}}
+    return {**outcomes, **dict.fromkeys(card.methods, turned)}
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:
