@@ -56,7 +56,10 @@ check: $(VENV)/dev
 docs: $(VENV)/dev
 	$(BIN)/python -m almanac.verify.matrix
 	$(BIN)/python -m almanac.cli.reference
-	$(BIN)/python -m almanac.evidence.runner
+	$(BIN)/python -m almanac.evidence.pages
+
+evidence: $(VENV)/dev
+	$(BIN)/almanac evidence --all --profile full
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/decode.py

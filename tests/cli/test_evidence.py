@@ -1,75 +1,101 @@
-"""``almanac evidence`` runs one experiment and reports a failure as one."""
+"""``almanac evidence`` runs one experiment, shows what is stored, and reports a failure as one."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from evidence.pretend import NAME, Pretended, install
 
-from almanac.evidence import runner
+from almanac.core.errors import NotFoundError
 
 
 @pytest.fixture
-def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
-    """A runner of two experiments, one of which fails; its pages are stale."""
-    state = SimpleNamespace(current=False, drawn=0, folder=tmp_path / "evidence")
-
-    def run(name: str, *, profile: str = "quick", seed: int = 0, folder: Path | None = None) -> runner.Result:
-        verdict = runner.REPRODUCED if name == "adapt.lora" else runner.NOT_REPRODUCED
-        return runner.Result(
-            name=name, verdict=verdict, value=0.5, threshold=1.0, details={"baseline": 2}, mutants={"sign": True},
-            card="", profile=profile, seed=seed, seconds=1.0, date="2026-01-01", machine="",
-        )  # fmt: skip
-
-    def render(check: bool = False) -> bool:
-        state.drawn += not check
-        return state.current
-
-    monkeypatch.setattr(runner, "names", lambda: ["adapt.lora", "compress.int8"])
-    monkeypatch.setattr(runner, "run", run)
-    monkeypatch.setattr(runner, "render", render)
-    monkeypatch.setattr(runner, "FOLDER", state.folder)
-    return state
+def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pretended:
+    """One experiment whose outcome is known, in a folder that has docs/evidence."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "docs" / "evidence").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    found = Pretended()
+    install(monkeypatch, found)
+    return found
 
 
-def test_the_exit_code_is_the_verdict(almanac: Callable[..., Any], fakes: SimpleNamespace) -> None:
-    result = almanac("evidence", "adapt.lora", "--profile", "full", "--seed", "7", "--json")
+def test_the_exit_code_is_the_verdict(almanac: Callable[..., Any], pretended: Pretended) -> None:
+    result = almanac("evidence", NAME, "--profile", "full", "--json")
     found = json.loads(result.out)
-    assert (result.code, found["verdict"], found["seed"], found["profile"]) == (0, "REPRODUCED", 7, "full")
-    result = almanac("evidence", "compress.int8")
+    assert (result.code, found["verdict"], found["profile"]) == (0, "REPRODUCED", "full")
+    assert found["claims"][0]["must_be"] == "at least 0.2" and found["null"] == "NOT REPRODUCED"
+    assert Path("docs/evidence/pretended.md").is_file() and Path("docs/evidence/pretended.svg").is_file()
+    pretended.gain = 0.0
+    result = almanac("evidence", NAME, "--rotation", "1")
     assert result.code == 1
-    assert result.out.splitlines() == [
-        "compress.int8: NOT REPRODUCED", "  figure 0.5, threshold 1 (quick, seed 0)", "  baseline: 2",
-        "  mutant sign: killed",
-    ]  # fmt: skip
+    lines = result.out.splitlines()
+    assert lines[0] == "pretended: NOT REPRODUCED (quick, 3 seeds)"
+    assert "  planted bug sign: noticed by the experiment" in lines
+    assert lines[-1] == "  with nothing in it: NOT REPRODUCED"
 
 
-def test_pages_are_drawn_where_results_are_stored(almanac: Callable[..., Any], fakes: SimpleNamespace) -> None:
-    almanac("evidence", "adapt.lora")
-    assert fakes.drawn == 0
-    fakes.folder.mkdir()
-    almanac("evidence", "adapt.lora")
-    assert fakes.drawn == 1
+def test_quick_runs_leave_nothing_behind(almanac: Callable[..., Any], pretended: Pretended) -> None:
+    assert almanac("evidence", NAME).code == 0
+    assert not list(Path("docs/evidence").iterdir())
 
 
-def test_names_are_listed_and_a_near_one_is_offered(almanac: Callable[..., Any], fakes: SimpleNamespace) -> None:
-    assert almanac("evidence", "--list").out == "adapt.lora\ncompress.int8\n"
-    assert json.loads(almanac("evidence", "--list", "--json").out) == {"experiments": ["adapt.lora", "compress.int8"]}
-    result = almanac("evidence", "adapt.lore")
-    assert result.code == 2 and "Did you mean adapt.lora?" in result.err
+def test_the_table_and_the_null_run(almanac: Callable[..., Any], pretended: Pretended) -> None:
+    assert "not run" in almanac("evidence").out
+    almanac("evidence", NAME, "--profile", "full")
+    shown = almanac("evidence").out
+    assert "REPRODUCED" in shown and "2 of 2" in shown and "at least 0.2" in shown
+    rows = json.loads(almanac("evidence", "--json").out)
+    assert rows["experiments"][0]["verdict"] == "REPRODUCED" and rows["code_changed_since"] == []
+    result = almanac("evidence", "--null")
+    assert result.code == 0 and "0 of 1 passed" in result.out
+    assert json.loads(almanac("evidence", "--null", "--json").out)["passed"] == []
 
 
-def test_check_tells_whether_the_pages_are_current(almanac: Callable[..., Any], fakes: SimpleNamespace) -> None:
+def test_a_method_that_is_its_baseline_is_caught_by_the_null_run(
+    almanac: Callable[..., Any], pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card whose line lies below zero passes with nothing in it: exactly what the null run is for."""
+    from evidence.pretend import CARD
+
+    install(monkeypatch, pretended, CARD.with_(claims=tuple(claim.with_(fail=-0.5) for claim in CARD.claims)))
+    almanac("evidence", NAME, "--profile", "full")
+    result = almanac("evidence", "--null")
+    assert result.code == 1 and "1 of 1 passed" in result.out
+
+
+def test_names_are_listed_and_a_near_one_is_offered(almanac: Callable[..., Any], pretended: Pretended) -> None:
+    assert almanac("evidence", "--list").out == "pretended\n"
+    assert json.loads(almanac("evidence", "--list", "--json").out) == {"experiments": ["pretended"]}
+    assert "Did you mean cached" not in almanac("evidence", "nothing.like.it").err
+    result = almanac("evidence", "pretendet")
+    assert result.code == 2 and "No experiment is called 'pretendet'" in result.err
+
+
+def test_all_are_run_and_what_cannot_be_run_is_said(almanac: Callable[..., Any], pretended: Pretended) -> None:
+    assert almanac("evidence", "--all").code == 0
+
+    def before(arm: str, seed: int) -> None:
+        raise NotFoundError("The data are missing", remedy="Bring them.")
+
+    pretended.before = before
+    result = almanac("evidence", "--all", "--rotation", "2")
+    assert result.code == 1 and "could not be run" in result.out and "The data are missing" in result.out
+
+
+def test_check_tells_whether_the_pages_are_current(almanac: Callable[..., Any], pretended: Pretended) -> None:
     assert almanac("evidence", "--check").code == 1
-    fakes.current = True
+    almanac("evidence", NAME, "--profile", "full")
     assert json.loads(almanac("evidence", "--check", "--json").out) == {"current": True}
-    assert almanac("evidence", "--check").code == 0
+    page = Path("docs/evidence/pretended.md")
+    page.write_text(page.read_text().replace("**REPRODUCED**", "**REPRODUCED BEYOND DOUBT**"))
+    assert almanac("evidence", "--check").code == 1
 
 
-@pytest.mark.parametrize("words", [[], ["adapt.lora", "--list"], ["--list", "--check"]])
-def test_exactly_one_thing_is_asked(words: list[str], almanac: Callable[..., Any], fakes: SimpleNamespace) -> None:
+@pytest.mark.parametrize("words", [["pretended", "--list"], ["--list", "--check"], ["--null", "pretended"]])
+def test_one_thing_at_a_time(words: list[str], almanac: Callable[..., Any], pretended: Pretended) -> None:
     assert almanac("evidence", *words).code == 2

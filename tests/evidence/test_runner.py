@@ -1,246 +1,277 @@
-"""Experiments that can fail: cards frozen, mutants killed, verdicts that follow from the counts, pages drawn from them."""
+"""The engine catches itself: verdicts follow from the numbers, bugs are noticed, lines cannot be moved after the shot."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import platform
-import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from evidence.pretend import CARD, NAME, Pretended, install
 
-from almanac.core.errors import FileFormatError, NotFoundError
-from almanac.evidence import runner
-from almanac.evidence.card import Card
-from almanac.evidence.generate import cached_decoding
-from almanac.evidence.runner import INVALID, NOT_REPRODUCED, REPRODUCED, Measurement
-from almanac.generate.engine import Engine
-from almanac.nn import stack
-from almanac.nn.attention.kv import KeyValueState, Row
-
-DOCS = Path(__file__).parents[2] / "docs" / "evidence"
-NAME = "generate.cached_decoding"
-MUTANTS = cached_decoding.CARD.mutants
-CARDS = {name: runner.experiment(name).CARD for name in runner.names()}
-every_card = pytest.mark.parametrize("name", list(CARDS))
-
-
-# --- what is stored and published
-
-
-def test_the_pages_are_what_the_stored_results_say() -> None:
-    assert runner.render(check=True, folder=DOCS)
-    assert sorted(path.stem for path in (DOCS / "results").glob("*.json")) == list(CARDS)
-
-
-@every_card
-def test_a_card_says_what_it_must(name: str) -> None:
-    card = CARDS[name]
-    assert card.name == name
-    assert runner.experiment(name).__name__ == f"almanac.evidence.{name}"
-    for field in ("title", "claim", "source", "toy_claim", "scope", "metric", "expected"):
-        assert len(getattr(card, field)) > 10, field
-    assert any(character.isdigit() for character in card.source), "a year, and where to find it"
-    assert len(set(card.mutants)) == len(card.mutants) >= 2
-    assert card.threshold > 0 and card.budget_seconds > 0
-    assert Card.from_dict(json.loads(json.dumps(card.to_dict()))) == card
-
-
-@every_card
-def test_the_stored_result_is_evidence(name: str) -> None:
-    found = json.loads((DOCS / "results" / f"{name}.json").read_text())
-    card = CARDS[name]
-    assert found["card"] == card.digest()
-    assert found["profile"] == "full" and found["threshold"] == card.threshold
-    assert set(found["mutants"]) == set(card.mutants)
-    holds = found["value"] <= card.threshold and all(found["mutants"].values())
-    assert found["verdict"] == (REPRODUCED if holds else NOT_REPRODUCED)  # a failure is shown as one
-    assert found["seconds"] <= 4 * card.budget_seconds
-    assert platform.node() not in json.dumps(found) and str(Path.home()) not in json.dumps(found)
-
-
-def test_cached_decoding_was_held_to_ten_thousand_tokens() -> None:
-    details = json.loads((DOCS / "results" / f"{NAME}.json").read_text())["details"]
-    assert details["greedy_tokens_equal"] == details["greedy_tokens"] >= 10_000
-    assert details["families"] >= 4
-
-
-# --- cached decoding, here and now
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_cached_decoding_holds_for_other_seeds(seed: int) -> None:
-    found = cached_decoding.measure("quick", seed, None)
-    assert found.holds
-    assert found.value <= cached_decoding.CARD.threshold
-    assert found.details["greedy_tokens"] >= cached_decoding.TOKENS["quick"]
-
-
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_every_mutant_makes_cached_decoding_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the code is whole again afterwards."""
-    healthy = (stack.positions_after, Row.fork, KeyValueState.select, Engine.step)
-    monkeypatch.setitem(cached_decoding.TOKENS, "quick", 200)
-    for seed in (3, 4):
-        assert runner.kills(cached_decoding, mutant, profile="quick", seed=seed)
-    assert (stack.positions_after, Row.fork, KeyValueState.select, Engine.step) == healthy
-    assert cached_decoding.measure("quick", 3, None).holds
-
-
-def test_a_mutant_that_breaks_off_leaves_the_code_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    healthy = Row.fork
-    monkeypatch.setattr(cached_decoding, "_chunk_error", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        cached_decoding.measure("quick", 0, "a fork shares its buffer")
-    assert Row.fork is healthy
-
-
-# --- the runner
-
-
-def pretend(value: float, *, holds: bool, survivors: tuple[str, ...] = ()) -> Callable[..., Measurement]:
-    """An experiment whose outcome is known."""
-
-    def measure(profile: str, seed: int, mutant: str | None) -> Measurement:
-        alive = mutant is None or mutant in survivors
-        return Measurement(value if alive else 1.0, holds if alive else False, {"profile": profile, "seed": seed})
-
-    return measure
-
-
-@pytest.mark.parametrize(
-    ("experiment", "verdict"),
-    [
-        (pretend(1e-7, holds=True), REPRODUCED),
-        (pretend(1e-3, holds=False), NOT_REPRODUCED),
-        (pretend(1e-7, holds=False), NOT_REPRODUCED),
-        (pretend(1e-7, holds=True, survivors=MUTANTS[:1]), NOT_REPRODUCED),
-        (pretend(1e-7, holds=True, survivors=MUTANTS), NOT_REPRODUCED),
-    ],
-)
-def test_a_surviving_mutant_counts_as_a_failure(
-    experiment: Callable[..., Measurement], verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cached_decoding, "measure", experiment)
-    result = runner.run(NAME, profile="full", seed=11, folder=tmp_path)
-    assert result.verdict == verdict
-    assert (result.details, result.seed, result.profile) == ({"profile": "full", "seed": 11}, 11, "full")
-    stored = json.loads((tmp_path / "results" / f"{NAME}.json").read_text())
-    assert stored == json.loads(json.dumps(result.to_dict()))
-    assert not runner.render(check=True, folder=tmp_path), "no page yet"
-    assert runner.render(folder=tmp_path)
-    assert runner.render(check=True, folder=tmp_path)
-    page = (tmp_path / f"{NAME}.md").read_text()
-    assert f"**{verdict}**" in page
-    assert page.count("SURVIVED") == sum(not killed for killed in result.mutants.values())
-    for text in (result.machine, cached_decoding.CARD.claim, cached_decoding.CARD.scope):
-        assert text in page
-    assert f"| {verdict} |" in (tmp_path / "index.md").read_text()
-
-
-def test_results_are_stored_where_asked_and_only_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_decoding, "measure", pretend(1e-7, holds=True))
-    monkeypatch.chdir(tmp_path)
-    runner.run(NAME)
-    assert list(tmp_path.iterdir()) == [], "no folder of evidence here, so nothing is stored"
-    (tmp_path / "docs" / "evidence").mkdir(parents=True)
-    runner.run(NAME)
-    assert [path.name for path in (tmp_path / "docs" / "evidence" / "results").iterdir()] == [f"{NAME}.json"]
+from almanac.core.errors import FileFormatError, RequestError, TrainingError, UnsupportedError
+from almanac.evidence import pages, results, runner
+from almanac.evidence.claim import Verdict
+from almanac.evidence.experiment import experiment, names
+from almanac.evidence.outcome import GateError, Outcome, require_disjoint
+from almanac.evidence.seeds import DEVELOPMENT, development_seeds, verdict_seeds
 
 
 @pytest.fixture
-def published(tmp_path: Path) -> Path:
-    """A copy of what is published."""
-    return Path(shutil.copytree(DOCS, tmp_path / "evidence"))
+def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pretended:
+    """An experiment whose outcome is known, with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = Pretended()
+    install(monkeypatch, found)
+    return found
 
 
-def edited(folder: Path, **changes: Any) -> None:
+def full(folder: Path, **options: Any) -> results.Result:
+    return runner.run(NAME, profile="full", folder=folder, **options)
+
+
+def test_a_clear_effect_is_reproduced_and_stored(pretended: Pretended, tmp_path: Path) -> None:
+    result = full(tmp_path)
+    assert result.verdict == Verdict.REPRODUCED and not result.weak
+    assert result.killed == {"sign": "experiment", "nothing": "experiment"}
+    assert len(result.seeds) == CARD.seeds and min(result.seeds) >= DEVELOPMENT
+    again = results.read(tmp_path / "results" / f"{NAME}.json")
+    assert again.to_dict() == json.loads(json.dumps(result.to_dict()))
+    assert results.fault_of(again, CARD) == ""
+    assert result.null(CARD).verdict == Verdict.NOT_REPRODUCED
+
+
+@pytest.mark.parametrize(
+    ("gain", "noise", "verdict", "seeds"),
+    [
+        (0.0, 0.02, Verdict.NOT_REPRODUCED, 5),
+        (0.1, 0.02, Verdict.NOT_REPRODUCED, 5),
+        (0.21, 0.3, Verdict.INCONCLUSIVE, 10),  # doubled once, then final
+        (0.4, 0.02, Verdict.REPRODUCED, 5),
+    ],
+)
+def test_verdicts(
+    gain: float, noise: float, verdict: Verdict, seeds: int, pretended: Pretended, tmp_path: Path
+) -> None:
+    pretended.gain, pretended.noise = gain, noise
+    result = full(tmp_path)
+    assert (result.verdict, len(result.seeds)) == (verdict, seeds)
+
+
+def test_a_surviving_mutant_demotes_the_badge(pretended: Pretended, tmp_path: Path) -> None:
+    pretended.mutants["nothing"] = 0.39
+    result = full(tmp_path)
+    assert result.verdict == Verdict.REPRODUCED and result.weak
+    assert pages.badge(result, CARD) == "REPRODUCED (weak)"
+    assert "**nobody**" in pages.page(CARD, [result])
+
+
+def test_an_oracle_kills_before_the_experiment_runs(
+    monkeypatch: pytest.MonkeyPatch, pretended: Pretended, tmp_path: Path
+) -> None:
+    def check(mutant: str | None) -> None:
+        assert mutant != "sign"
+
+    install(monkeypatch, pretended, check=check)
+    result = full(tmp_path)
+    assert result.killed == {"sign": "oracle", "nothing": "experiment"}
+    assert all(mutant != "sign" for *_, mutant in pretended.calls)
+
+
+def test_an_oracle_that_fails_on_healthy_code_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch, pretended: Pretended, tmp_path: Path
+) -> None:
+    def check(mutant: str | None) -> None:
+        raise AssertionError("always")
+
+    install(monkeypatch, pretended, check=check)
+    with pytest.raises(GateError, match="oracle"):
+        full(tmp_path)
+    assert not pretended.calls
+
+
+def test_a_baseline_that_cannot_play_makes_it_invalid(pretended: Pretended, tmp_path: Path) -> None:
+    pretended.base = 0.2
+    result = full(tmp_path)
+    assert result.verdict == Verdict.INVALID
+    assert "the baseline plays" in result.judgement(CARD).fault
+
+
+def test_unequal_budgets_make_it_invalid(pretended: Pretended, tmp_path: Path) -> None:
+    pretended.flops["method"] = 103.0
+    assert full(tmp_path).verdict == Verdict.INVALID
+    pretended.flops["method"] = 101.0
+    assert runner.run(NAME, profile="full", rotation=1, folder=tmp_path).verdict == Verdict.REPRODUCED
+
+
+def test_a_killed_run_goes_on_where_it_was(pretended: Pretended, tmp_path: Path) -> None:
+    """Stopped after every possible arm in turn, it ends in the same result, and no arm is run twice."""
+
+    class Killed(BaseException):
+        """As sudden as a signal."""
+
+    whole = full(tmp_path / "whole")
+    total, done = len(pretended.calls), 0
+    for path in sorted((tmp_path / "cache").rglob("*.json")):
+        path.unlink()
+    pretended.calls.clear()
+    while done < total:
+        budget = [done % 3 + 1]
+
+        def before(arm: str, seed: int, budget: list[int] = budget) -> None:
+            if not budget[0]:
+                raise Killed
+            budget[0] -= 1
+
+        pretended.before = before
+        try:
+            result = full(tmp_path / "killed")
+        except Killed:
+            done = len(pretended.calls)
+            continue
+        break
+    assert len(pretended.calls) == total == len(set(pretended.calls))
+    same = {"seconds": 0}
+    assert result.to_dict() | same == whole.to_dict() | same
+
+
+def test_a_line_moved_after_the_shot_makes_it_invalid(
+    monkeypatch: pytest.MonkeyPatch, pretended: Pretended, tmp_path: Path
+) -> None:
+    pretended.gain = 0.15
+    result = full(tmp_path)
+    assert result.verdict == Verdict.NOT_REPRODUCED
+    easier = CARD.with_(claims=tuple(claim.with_(fail=0.1) for claim in CARD.claims))
+    install(monkeypatch, pretended, easier)
+    assert results.verdict_of(result, easier) == Verdict.INVALID
+    assert "INVALID" in pages.page(easier, [result])
+    with pytest.raises(UnsupportedError, match="version"):
+        full(tmp_path)
+    newer = easier.with_(version=2)
+    install(monkeypatch, pretended, newer)
+    assert full(tmp_path).verdict == Verdict.REPRODUCED
+    history = results.stored(tmp_path)[NAME]
+    assert [item.verdict for item in history] == [Verdict.REPRODUCED, Verdict.NOT_REPRODUCED]
+    assert "version 1" in pages.page(newer, history)
+
+
+def _edit(folder: Path, **changes: Any) -> results.Result:
     path = folder / "results" / f"{NAME}.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return results.read(path)
 
 
-CHANGES: dict[str, dict[str, Any]] = {
-    "a verdict against its figure": {"value": 2e-5},
-    "a threshold of its own": {"threshold": 1.0},
-    "a mutant that survived": {"mutants": dict.fromkeys(MUTANTS, True) | {MUTANTS[0]: False}},
-    "a mutant left out": {"mutants": dict.fromkeys(MUTANTS[1:], True)},
-    "another card": {"card": "0" * 64},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", list(CHANGES))
-def test_a_result_that_does_not_bear_its_verdict_out_is_invalid(case: str, published: Path) -> None:
-    edited(published, **CHANGES[case])
-    assert not runner.render(check=True, folder=published)
-    runner.render(folder=published)
-    assert f"**{INVALID}**" in (published / f"{NAME}.md").read_text()
-    assert f"| {REPRODUCED} |" not in (published / "index.md").read_text()
-
-
-def test_a_card_that_changed_makes_its_results_invalid(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line may not be moved after the shot."""
-    monkeypatch.setattr(cached_decoding, "CARD", replace(cached_decoding.CARD, threshold=1e-4))
-    assert not runner.render(check=True, folder=published)
-    runner.render(folder=published)
-    assert f"**{INVALID}**" in (published / f"{NAME}.md").read_text()
-
-
-@pytest.mark.parametrize("page", [f"{NAME}.md", "index.md"])
-def test_pages_written_by_hand_are_noticed(page: str, published: Path) -> None:
-    path = published / page
-    path.write_text(path.read_text().replace("3 of 3", "4 of 4").replace("Expected", "As expected"))
-    assert not runner.render(check=True, folder=published)
-    assert runner.render(folder=published)
-    assert path.read_bytes() == (DOCS / page).read_bytes()
-    path.unlink()
-    assert not runner.render(check=True, folder=published)
+def test_a_result_that_does_not_bear_its_verdict_out_is_invalid(pretended: Pretended, tmp_path: Path) -> None:
+    pretended.gain = 0.0
+    result = full(tmp_path)
+    stored = json.loads((tmp_path / "results" / f"{NAME}.json").read_text())
+    cases: dict[str, dict[str, Any]] = {
+        "verdict": {"verdict": "REPRODUCED"},
+        "seeds": {"seeds": [101, 102, 103, 104, 105]},
+        "digest": {"digest": "0" * 64},
+        "card": {"card": {**stored["card"], "title": "another"}},
+        "mutants": {"killed": {"sign": "experiment"}},
+        "release": {"release": "9.9.9"},
+    }
+    for changes in cases.values():
+        assert results.verdict_of(_edit(tmp_path, **(stored | changes)), CARD) == Verdict.INVALID, changes
+    assert results.verdict_of(_edit(tmp_path, **stored), CARD) == result.verdict
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"value": "small"}, {"mutants": []}, {"details": None}, {"name": "adapt.lora"}, {"surplus": 1}, {"value": 1e400}],
+    [{"schema": 1}, {"outcomes": []}, {"seeds": []}, {"name": "another"}, {"surplus": 1}, {"outcomes": {"method": []}}],
 )
-def test_a_damaged_result_is_refused(changes: dict[str, Any], published: Path) -> None:
-    edited(published, **changes)
+def test_a_damaged_result_is_refused(changes: dict[str, Any], pretended: Pretended, tmp_path: Path) -> None:
+    full(tmp_path)
     with pytest.raises(FileFormatError):
-        runner.render(check=True, folder=published)
+        _edit(tmp_path, **changes)
 
 
-def test_an_unknown_experiment_is_not_found(published: Path) -> None:
-    for call in (
-        lambda: runner.run("adapt.lore"),
-        lambda: runner.experiment("runner"),
-        lambda: runner.experiment("card"),
+def test_quick_and_development_runs_are_not_stored(pretended: Pretended, tmp_path: Path) -> None:
+    quick = runner.run(NAME, folder=tmp_path)
+    assert quick.verdict == Verdict.REPRODUCED and len(quick.seeds) == CARD.quick_seeds
+    tuned = runner.run(NAME, profile="full", development=True, folder=tmp_path)
+    assert tuned.seeds == (0, 1, 2, 3, 4)
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_cannot_be_run_is_told(pretended: Pretended, tmp_path: Path) -> None:
+    def before(arm: str, seed: int) -> None:
+        raise RequestError("No such thing", remedy="Find it.")
+
+    pretended.before = before
+    with pytest.raises(TrainingError, match="No such thing"):
+        full(tmp_path)
+
+
+def test_seeds_are_nobodys_choice() -> None:
+    seeds = verdict_seeds(CARD, 50, release="1")
+    assert len(set(seeds)) == 50 and all(DEVELOPMENT <= seed < 2**31 for seed in seeds)
+    assert seeds[:5] == verdict_seeds(CARD, 5, release="1")
+    for other in (
+        verdict_seeds(CARD, 5, release="2"),
+        verdict_seeds(CARD, 5, release="1", rotation=1),
+        verdict_seeds(CARD.with_(version=2), 5, release="1"),
     ):
-        with pytest.raises(NotFoundError):
-            call()
-    (published / "results" / "adapt.lore.json").write_text((published / "results" / f"{NAME}.json").read_text())
-    with pytest.raises((NotFoundError, FileFormatError)):
-        runner.render(check=True, folder=published)
+        assert not set(other) & set(seeds)
+    assert development_seeds(3) == [0, 1, 2]
 
 
-def test_every_module_with_a_card_is_found() -> None:
-    assert NAME in runner.names()
-    for name in runner.names():
-        module = importlib.import_module(f"almanac.evidence.{name}")
-        assert callable(vars(module)["measure"])
+def test_metrics_must_be_numbers_and_tests_unseen() -> None:
+    with pytest.raises(GateError):
+        Outcome({"nll": float("nan")})
+    with pytest.raises(GateError, match="2 test items"):
+        require_disjoint([(1, 2), (3, 4), "x"], [(1, 2), "x", "y"])
+    require_disjoint([(1, 2)], [(2, 1)])
 
 
-def test_broken_code_that_refuses_to_go_on_is_noticed_but_our_own_slips_are_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def raising(error: Exception) -> Callable[..., Measurement]:
-        def measure(profile: str, seed: int, mutant: str | None) -> Measurement:
-            raise error
+# --- every card there is
 
-        return measure
 
-    monkeypatch.setattr(cached_decoding, "measure", raising(NotFoundError("Gone", remedy="None.")))
-    assert runner.kills(cached_decoding, MUTANTS[0], profile="quick", seed=0)
-    monkeypatch.setattr(cached_decoding, "measure", raising(TypeError("a slip of the experiment")))
-    with pytest.raises(TypeError):
-        runner.kills(cached_decoding, MUTANTS[0], profile="quick", seed=0)
+@pytest.mark.parametrize("name", names())
+def test_a_card_says_what_it_must(name: str) -> None:
+    module = experiment(name)
+    card = module.CARD
+    assert callable(module.run)
+    for field in ("title", "claim", "source", "toy_claim", "scope"):
+        assert len(getattr(card, field)) > 10, field
+    assert len(card.mutants) >= 2
+    assert any(character.isdigit() for character in card.source), "a year or an identifier"
+    assert any(claim.effect.arm in card.methods for claim in card.claims)
+    assert len({mutant.name for mutant in card.mutants}) == len(card.mutants)
+    if card.equal:
+        assert len(card.budget_arms) >= 2
+    assert card == type(card).from_dict(card.to_dict())
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_oracle_of_a_card_sees_what_it_says(name: str) -> None:
+    check = vars(experiment(name)).get("check")
+    if check is None:
+        pytest.skip("this card has no cheap oracle; its mutants are for the experiment to notice")
+    check(None)
+
+
+# --- what is published
+
+DOCS = Path(__file__).parents[2] / "docs" / "evidence"
+
+
+def test_the_pages_are_what_the_stored_results_say() -> None:
+    assert pages.render(check=True, folder=DOCS)
+
+
+def test_nothing_passes_with_nothing_in_it() -> None:
+    for name, items in results.stored(DOCS).items():
+        assert items[0].null(experiment(name).CARD).verdict != Verdict.REPRODUCED, name
+
+
+def test_published_results_count(tmp_path: Path) -> None:
+    for name, items in results.stored(DOCS).items():
+        assert results.fault_of(items[0], experiment(name).CARD) in ("", *_gates(name, items[0])), name
+
+
+def _gates(name: str, result: results.Result) -> tuple[str, ...]:
+    """A gate that fails makes a result INVALID, and that is shown, not hidden."""
+    return (result.judgement(experiment(name).CARD).fault,)

@@ -46,7 +46,15 @@ class Gate(Value):
     at_least: float | None = None
     at_most: float | None = None
 
+    @property
+    def line(self) -> str:
+        """The bounds in words."""
+        low = [] if self.at_least is None else [f"at least {self.at_least:g}"]
+        high = [] if self.at_most is None else [f"at most {self.at_most:g}"]
+        return " and ".join(low + high)
+
     def holds(self, mean: float) -> bool:
+        """Whether the mean lies within the bounds."""
         return (self.at_least is None or mean >= self.at_least) and (self.at_most is None or mean <= self.at_most)
 
 

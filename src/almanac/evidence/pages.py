@@ -155,12 +155,8 @@ def _gates(card: Card, result: Result | None) -> list[str]:
     lines = []
     found = {gate: mean for gate, mean, _ in result.judgement(card).gates} if result else {}
     for gate in card.gates:
-        wanted = " and ".join(
-            [f"at least {gate.at_least:g}"] * (gate.at_least is not None)
-            + [f"at most {gate.at_most:g}"] * (gate.at_most is not None)
-        )
         mean = f": {found[gate]:.3g}" if gate in found else ""
-        lines.append(f"- gate: {gate.why} ({gate.metric} of {gate.arm} {wanted}{mean})")
+        lines.append(f"- gate: {gate.why} ({gate.metric} of {gate.arm} {gate.line}{mean})")
     if card.equal:
         lines.append(f"- equal {card.equal}: {', '.join(card.budget_arms)}")
     return [*lines, ""] if lines else []
