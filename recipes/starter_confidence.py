@@ -6,7 +6,9 @@ Questions that the starter never saw: people's held-out ones (``starter_data.spl
 made by rule from books. Each is asked twice, once of an index that holds its text and once as if the text had been taken out.
 All of it happens in the two states in which the weights are used: with the starter as it comes, and after a run on documents
 as a build makes it. That run moves the model's own signals, so weights fitted on the starter alone would decline too much.
-Logistic regression (Platt 1999) on standardised signals with an L2 penalty; five-fold cross-validation says what to expect.
+Logistic regression (Platt 1999) on standardised signals with an L2 penalty, every kind of question weighing the same; the
+threshold is set on people's questions, because those are what an owner will ask: rule-made ones share their text's words and
+would set it too high. Five-fold cross-validation says what to expect.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +50,16 @@ from almanac.retrieve.read.document import Document, Section
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.train.settings import TrainSettings
 
-PER_KIND = 80
+PER_KIND = 60  # of the medical ones and of those made by rule; of the people's, all that were held out
+PEOPLE = "people"
 PENALTY = 0.05
 STATES = ("starter", "trained")
+COLUMNS = ("rows", "labels", "numbers", "kinds")
 DECLINED_ANSWERABLE = 0.08  # share of answerable questions that may be lost: what sets the threshold
 
 
-def questions(data: Path, tokenizer: Tokenizer, settings: BuildSettings) -> list[starter_data.Asked]:
-    """Questions with an answer and the text that holds it: by people, by the public, and made by rule."""
+def questions(data: Path, tokenizer: Tokenizer, settings: BuildSettings) -> list[tuple[str, starter_data.Asked]]:
+    """(kind, question with an answer and the text that holds it): by people, by the public, and made by rule."""
     with gzip.open(data / "retrieval" / "xquad" / "en.jsonl.gz", "rt", encoding="utf-8") as lines:
         tests = [json.loads(line)["context"] for line in lines]
     people = starter_data.people(data, tests)
@@ -64,10 +68,13 @@ def questions(data: Path, tokenizer: Tokenizer, settings: BuildSettings) -> list
         starter_data.finance(data), held_out=starter_adapter.FINANCE_HELD_OUT, seed=starter_adapter.SEED
     )
     rng = random.Random("confidence")
-    found = rng.sample(held_out, k=min(PER_KIND // 2, len(held_out))) + reports
-    found += rng.sample(list(_medical(data, tokenizer)), k=PER_KIND)
-    made = list(_made(data, tokenizer, settings))
-    return found + rng.sample(made, k=min(PER_KIND, len(made)))
+    kinds = {
+        PEOPLE: held_out,
+        "finance": reports,
+        "medical": rng.sample(list(_medical(data, tokenizer)), k=PER_KIND),
+        "made": rng.sample(list(_made(data, tokenizer, settings)), k=PER_KIND),
+    }
+    return [(kind, item) for kind, items in kinds.items() for item in items]
 
 
 def _medical(data: Path, tokenizer: Tokenizer) -> Iterator[starter_data.Asked]:
@@ -137,48 +144,77 @@ def signals(assistant: Assistant, asked: list[starter_data.Asked]) -> tuple[np.n
     return np.array(rows), np.array(labels), np.array(numbers)
 
 
-def fit(rows: np.ndarray, labels: np.ndarray) -> Confidence:
-    """Logistic regression; the threshold loses `DECLINED_ANSWERABLE` of the answerable questions."""
-    mean, spread = rows.mean(0), rows.std(0) + 1e-6
-    x = torch.tensor((rows - mean) / spread)
-    y = torch.tensor(labels, dtype=torch.float64)
-    balance = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
+@dataclass(frozen=True)
+class Seen:
+    """What was observed: signals [n, 6], whether the shown passages hold the answer, the question's number and its kind."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    numbers: np.ndarray
+    kinds: np.ndarray
+
+    def part(self, chosen: np.ndarray) -> Seen:
+        return Seen(self.rows[chosen], self.labels[chosen], self.numbers[chosen], self.kinds[chosen])
+
+
+def fit(seen: Seen) -> Confidence:
+    """Logistic regression; the threshold loses `DECLINED_ANSWERABLE` of people's answerable questions."""
+    mean, spread = seen.rows.mean(0), seen.rows.std(0) + 1e-6
+    x = torch.tensor((seen.rows - mean) / spread)
+    y = torch.tensor(seen.labels, dtype=torch.float64)
+    weights = np.zeros(len(seen.rows))
+    for kind in set(seen.kinds.tolist()):
+        for label in (True, False):
+            cell = (seen.kinds == kind) & (seen.labels == label)
+            weights[cell] = 1 / max(1, cell.sum())
+    balance = torch.tensor(weights / weights.mean())
     parameters = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([parameters], max_iter=200, line_search_fn="strong_wolfe")
 
-    def closure() -> torch.Tensor:
+    def closure() -> float:
         optimizer.zero_grad()
         logits = x @ parameters[:-1] + parameters[-1]
         loss = (torch.nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="none") * balance).mean()
         loss = loss + PENALTY * parameters[:-1].square().mean()
         loss.backward()
-        return loss
+        return float(loss.detach())
 
     optimizer.step(closure)
-    weights = parameters[:-1].detach().numpy() / spread
-    bias = float(parameters[-1].detach()) - float(weights @ mean)
-    found = Confidence(weights=tuple(float(w) for w in weights), bias=bias)
-    sure = 1 / (1 + np.exp(-(rows @ weights + bias)))
-    return found.with_(threshold=float(np.quantile(sure[labels], DECLINED_ANSWERABLE)))
+    slopes = parameters[:-1].detach().numpy() / spread
+    bias = float(parameters[-1].detach()) - float(slopes @ mean)
+    found = Confidence(weights=tuple(float(w) for w in slopes), bias=bias)
+    asked = sure(found, seen.rows)[seen.labels & (seen.kinds == PEOPLE)]
+    return found.with_(threshold=float(np.quantile(asked, DECLINED_ANSWERABLE)))
 
 
-def expected(rows: np.ndarray, labels: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
-    """Five-fold figures: area under the curve, and the shares declined of answerable and other questions."""
-    folds = numbers % 5
-    sure, declined = np.zeros(len(rows)), np.zeros(len(rows), bool)
+def sure(confidence: Confidence, rows: np.ndarray) -> np.ndarray:
+    """The probabilities that the formula gives, [n]."""
+    return 1 / (1 + np.exp(-(rows @ np.array(confidence.weights) + confidence.bias)))
+
+
+def expected(seen: Seen, states: np.ndarray) -> dict[str, Any]:
+    """Five-fold figures by state and kind: shares declined of answerable and other questions; area under the curve."""
+    score, declined = np.zeros(len(seen.rows)), np.zeros(len(seen.rows), bool)
     for fold in range(5):
-        part = folds == fold
-        found = fit(rows[~part], labels[~part])
-        sure[part] = 1 / (1 + np.exp(-(rows[part] @ np.array(found.weights) + found.bias)))
-        declined[part] = sure[part] < found.threshold
-    order = np.argsort(np.argsort(sure))
-    positives = labels.sum()
-    area = (order[labels].sum() - positives * (positives - 1) / 2) / (positives * (len(labels) - positives))
-    return {
-        "area": float(area),
-        "answerable_declined": float(declined[labels].mean()),
-        "unanswerable_declined": float(declined[~labels].mean()),
-    }
+        part = seen.numbers % 5 == fold
+        found = fit(seen.part(~part))
+        score[part] = sure(found, seen.rows[part])
+        declined[part] = score[part] < found.threshold
+    figures: dict[str, Any] = {"area": _area(score[seen.labels], score[~seen.labels])}
+    for state in STATES:
+        for kind in dict.fromkeys(seen.kinds.tolist()):
+            cell = (states == state) & (seen.kinds == kind)
+            figures[f"{state}, {kind}"] = {
+                "answerable_declined": float(declined[cell & seen.labels].mean()),
+                "unanswerable_declined": float(declined[cell & ~seen.labels].mean()),
+                "asked": int(cell.sum()),
+            }
+    return figures
+
+
+def _area(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """The probability that an answerable question scores above another one."""
+    return float((positives[:, None] > negatives[None]).mean())
 
 
 def train(lm: LanguageModel, texts: list[Document], settings: BuildSettings) -> None:
@@ -207,10 +243,12 @@ def train(lm: LanguageModel, texts: list[Document], settings: BuildSettings) -> 
     finetune(lm, dialogues, plan=(), settings=chosen)
 
 
-def collect(lm: LanguageModel, asked: list[starter_data.Asked], settings: BuildSettings, path: Path) -> None:
+def collect(
+    lm: LanguageModel, asked: list[tuple[str, starter_data.Asked]], settings: BuildSettings, path: Path
+) -> None:
     """Signals in both states, written to ``path`` as each is done; what is there is not asked again."""
     stored: Any = read_json(path) if path.is_file() else {"of": list(NAMES)}
-    texts = {item.context: _document(item.context) for item in asked}
+    texts = {item.context: _document(item.context) for _, item in asked}
     encoder = load_encoder(settings.encoder)
     always = Confidence(weights=(0.0,) * len(NAMES), bias=0.0, threshold=0.0)  # so that it always answers
     with tempfile.TemporaryDirectory() as folder:
@@ -222,11 +260,16 @@ def collect(lm: LanguageModel, asked: list[starter_data.Asked], settings: BuildS
             if state == "trained":  # on every third text, whose questions are then not asked
                 train(lm, list(texts.values())[::3], settings)
                 left = set(list(texts)[::3])
-                mine = [item for item in asked if item.context not in left]
+                mine = [number for number, (_, item) in enumerate(asked) if item.context not in left]
             else:
-                mine = asked
-            rows, labels, numbers = signals(Assistant(lm, index, settings, encoder, always), mine)
-            stored[state] = {"rows": rows.tolist(), "labels": labels.tolist(), "numbers": numbers.tolist()}
+                mine = list(range(len(asked)))
+            items = [asked[number][1] for number in mine]
+            rows, labels, places = signals(Assistant(lm, index, settings, encoder, always), items)
+            numbers = np.array(mine)[places]  # of the question, the same in both states, so that a fold holds out both
+            kinds = [asked[number][0] for number in numbers]
+            stored[state] = {
+                "rows": rows.tolist(), "labels": labels.tolist(), "numbers": numbers.tolist(), "kinds": kinds
+            }  # fmt: skip
             write_json(path, stored)
 
 
@@ -244,19 +287,12 @@ def main() -> None:
     found.attach(lm)
     collect(lm, questions(chosen.data, lm.tokenizer, settings), settings, chosen.signals)
     stored: Any = read_json(chosen.signals)
-    parts = [[np.array(stored[state][name]) for name in ("rows", "labels", "numbers")] for state in STATES]
-    rows, labels, numbers = (np.concatenate([part[column] for part in parts]) for column in range(3))
-    confidence = fit(rows, labels)
-    figures: dict[str, Any] = expected(rows, labels, numbers)
-    sure = 1 / (1 + np.exp(-(rows @ np.array(confidence.weights) + confidence.bias)))
-    state_of = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-    for number, state in enumerate(STATES):
-        mine = state_of == number
-        figures[state] = {
-            "answerable_declined": float((sure[mine & labels] < confidence.threshold).mean()),
-            "unanswerable_declined": float((sure[mine & ~labels] < confidence.threshold).mean()),
-        }
-    print(f"\n{len(rows)} asked, {int(labels.sum())} answerable", figures)
+    columns = [np.concatenate([np.array(stored[state][name]) for state in STATES]) for name in COLUMNS]
+    states = np.concatenate([[state] * len(stored[state]["rows"]) for state in STATES])
+    seen = Seen(*columns)
+    confidence = fit(seen)
+    figures = expected(seen, states)
+    print(f"\n{len(seen.rows)} asked, {int(seen.labels.sum())} answerable", json.dumps(figures, indent=1))
     print(dict(zip(NAMES, confidence.weights, strict=True)), confidence.bias, confidence.threshold)
     manifest = read_json(chosen.starter / starter.MANIFEST)
     assert isinstance(manifest, dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +20,29 @@ STALE_PAGES = "the pages are not what the stored results say; `make docs` draws 
 Flag = Annotated[bool, Parameter(show_default=False)]
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What else can be asked than the run of one experiment.
+
+    Args:
+        listed: Show the names of the experiments, a line each.
+        everything: Run all experiments, one after the other; what the same code has run before is not run again.
+        null: Judge every stored result with its method replaced by the baseline; exit code 1 if one passes.
+        check: Tell whether the pages under docs are what the stored results say; exit code 1 if not.
+    """
+
+    listed: Annotated[bool, Parameter(name="--list", show_default=False)] = False
+    everything: Annotated[bool, Parameter(name="--all", show_default=False)] = False
+    null: Flag = False
+    check: Flag = False
+
+    @property
+    def count(self) -> int:
+        """How many of them are asked."""
+        return sum((self.listed, self.everything, self.null, self.check))
+
+
 def evidence(
     name: str | None = None,
     /,
@@ -26,10 +50,7 @@ def evidence(
     profile: Literal["quick", "full", "gpu"] = "quick",
     development: Flag = False,
     rotation: int = 0,
-    listed: Annotated[bool, Parameter(name="--list", show_default=False)] = False,
-    everything: Annotated[bool, Parameter(name="--all", show_default=False)] = False,
-    null: Flag = False,
-    check: Flag = False,
+    shown: Shown = Shown(),
     json: Json = False,
 ) -> int:
     """Run the experiment that backs a technique, or show what was found.
@@ -51,20 +72,16 @@ def evidence(
         profile: `quick` shows the direction in minutes; only `full` and `gpu` earn a verdict.
         development: Use the seeds for tuning, 0, 1, ...; nothing is stored.
         rotation: Other verdict seeds of the same card.
-        listed: Show the names of the experiments, a line each.
-        everything: Run all experiments, one after the other; what the same code has run before is not run again.
-        null: Judge every stored result with its method replaced by the baseline; exit code 1 if one passes.
-        check: Tell whether the pages under docs are what the stored results say; exit code 1 if not.
     """
-    if sum((name is not None, listed, everything, null, check)) > 1:
+    if shown.count + (name is not None) > 1:
         raise RequestError("More than one thing is asked", remedy="Give a name, --all, --list, --null or --check.")
-    if listed:
+    if shown.listed:
         return _list(json)
-    if null:
+    if shown.null:
         return _null(json)
-    if check:
+    if shown.check:
         return _check(json)
-    if everything:
+    if shown.everything:
         return _run_all(json, profile=profile, development=development, rotation=rotation)
     if name is None:
         return _table(json)

@@ -66,8 +66,9 @@ def card_of(name: str) -> Card:
     return cast("Card", experiment(name).CARD)
 
 
+@functools.cache
 def digest_of(name: str) -> str:
-    """The digest of the code that an experiment runs."""
+    """The digest of the code that an experiment runs, as it was when this process first asked."""
     return code_digest(f"{almanac.evidence.__name__}.{name}")
 
 

@@ -67,8 +67,10 @@ CARD = Card(
     ),
     null=BASE,
     mutants=(
-        Mutant(name="random passages", what="the passages shown are drawn at random, not found"),
-        Mutant(name="no check", what="answers are given however unsure the assistant is"),
+        Mutant(
+            name="random passages", what="the passages shown are drawn at random, not found", arms=(ASSISTANT, BASE)
+        ),
+        Mutant(name="no check", what="answers are given however unsure the assistant is", arms=(ASSISTANT, BASE)),
     ),
     seeds=1,
     quick_seeds=1,
