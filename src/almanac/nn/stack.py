@@ -1,4 +1,4 @@
-"""The decoder: embedding, a stack of blocks, a norm, a head. What each of them is, the spec says."""
+"""The decoder: embedding, perhaps positions added to it, a stack of blocks, a norm, a head. What each is, the spec says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from almanac.core import spec
 from almanac.core.errors import RequestError, ShapeError
 from almanac.core.state import Context, StackState, positions_after
 from almanac.nn.embedding import Embedding
+from almanac.nn.positions.learned import LearnedPositions
 
 
 class Decoder(nn.Module):
@@ -23,6 +24,14 @@ class Decoder(nn.Module):
         norm: spec.Spec
         head: spec.Spec
         context_length: int  # tokens the model was made for
+        positions: spec.Spec | None = None  # added to the embedding (GPT-2); None: positions are the mixers' affair
+
+        def __post_init__(self) -> None:
+            if isinstance(self.positions, LearnedPositions.Spec) and self.positions.length < self.context_length:
+                raise ShapeError(
+                    f"A table of {self.positions.length} positions for a context of {self.context_length}",
+                    remedy="Make the table as long as the context.",
+                )
 
         def build(self) -> Decoder:
             return Decoder(self)
@@ -32,6 +41,7 @@ class Decoder(nn.Module):
         self.context_length = spec.context_length
         self.vocab_size = spec.embed.vocab_size
         self.embed = spec.embed.build()
+        self.positions = spec.positions.build() if spec.positions else None
         self.layers = nn.ModuleList([layer.build() for layer in spec.layers])
         self.norm = spec.norm.build()
         self.head = spec.head.build()
@@ -53,6 +63,9 @@ class Decoder(nn.Module):
         if context is None:
             context = Context(positions=positions_after(lengths, tokens.shape[1]).to(tokens.device))
         x = self.embed(tokens)
+        if self.positions is not None:
+            _check_positions(context.positions, self)
+            x = x + self.positions(context.positions).to(x.dtype)
         states = []
         for index, layer in enumerate(self.layers):
             x, layer_state = layer(x, context, state.layers[index] if state is not None else None)
@@ -93,3 +106,14 @@ def _check(tokens: Tensor, lengths: list[int], decoder: Decoder) -> None:
                 f"Token id {low if low < 0 else high} is outside the vocabulary of {decoder.vocab_size}",
                 remedy="Encode the text with this model's own tokenizer.",
             )
+
+
+def _check_positions(positions: Tensor, decoder: Decoder) -> None:
+    if torch.compiler.is_compiling() or positions.is_meta:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(positions))
+    if low < 0 or high >= decoder.context_length:
+        raise RequestError(
+            f"Position {low if low < 0 else high} is not one of {decoder.context_length}",
+            remedy="Count the positions of every text from 0 and keep it within the context.",
+        )

@@ -1,13 +1,15 @@
 """Full attention: every token sees all that its mask allows; any number of key-value heads.
 
 Vaswani 2017, arXiv 1706.03762, equation 1: softmax(q kᵀ / sqrt(d)) v. Fewer key-value than query heads is grouped-query
-attention (Ainslie 2023, arXiv 2305.13245), one is multi-query (Shazeer 2019, arXiv 1911.02150).
+attention (Ainslie 2023, arXiv 2305.13245), one is multi-query (Shazeer 2019, arXiv 1911.02150). A ``score_bias`` adds what it
+knows of two positions to their score.
 
 Legend: b batch, t new tokens, l tokens so far, n query heads, m key-value heads, d head_dim, h hidden.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +23,8 @@ from almanac.core.state import Context, Mixer, State
 from almanac.nn.attention.kv import KeyValueState, stack_rows
 from almanac.nn.attention.masks import Causal, Mask
 from almanac.nn.linear import Linear
-from almanac.nn.positions.rope import Rope
+from almanac.nn.positions.rope import Rope, rotate
+from almanac.nn.positions.score_bias import ScoreBias
 
 
 class Attention(Mixer):
@@ -38,6 +41,7 @@ class Attention(Mixer):
         head_dim: int
         position: Rope.Spec | None = None  # None: no position information (NoPE)
         mask: Mask = Causal()
+        score_bias: ScoreBias.Spec | None = None  # added to the scores, such as ALiBi
 
         def __post_init__(self) -> None:
             if self.num_heads % self.num_kv_heads:
@@ -50,6 +54,11 @@ class Attention(Mixer):
                     f"{self.position.rotary_dim} rotary dimensions in heads of {self.head_dim}",
                     remedy="Rotate at most the whole head.",
                 )
+            if self.score_bias is not None and self.score_bias.num_heads != self.num_heads:
+                raise ShapeError(
+                    f"A score bias of {self.score_bias.num_heads} heads for {self.num_heads} query heads",
+                    remedy="Give it as many heads as there are queries.",
+                )
 
         def build(self) -> Attention:
             return Attention(self)
@@ -58,9 +67,13 @@ class Attention(Mixer):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         self.mask = spec.mask
-        self.visible_key = f"visible/{spec.mask.digest()}"  # here, since hashing does not compile
         self.q, self.k, self.v, self.o = spec.q.build(), spec.k.build(), spec.v.build(), spec.o.build()
         self.position = spec.position.build() if spec.position else None
+        self.score_bias = spec.score_bias.build() if spec.score_bias else None
+        self.visible_key = f"visible/{spec.mask.digest()}"  # here, since hashing does not compile
+        self.bias_key = ""
+        if spec.score_bias and self.score_bias is not None and not list(self.score_bias.parameters()):
+            self.bias_key = f"{self.visible_key}/{spec.score_bias.digest()}"  # layers share what none has learned
 
     def init_state(self, rows: int, capacity: int) -> KeyValueState:
         return KeyValueState.empty(rows, capacity)
@@ -69,30 +82,41 @@ class Attention(Mixer):
         q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [b, n, t, d]
         k = self.k(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)  # [b, m, t, d]
         v = self.v(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
-        if self.position is not None:
+        if self.position is not None and self.position.dynamic is None:
             q, k = self.position(q, k, context)
         if isinstance(state, KeyValueState):
-            y = stack_rows([self._row(q[i], *row.append(k[i], v[i])) for i, row in enumerate(state.rows)])
+            y = stack_rows([self._row(q[i], *row.append(k[i], v[i]), context) for i, row in enumerate(state.rows)])
+        elif self.position is not None and self.position.dynamic is not None:
+            mask = self._mask(context, plain=False)
+            assert mask is not None
+            y = attend_by_length(self.position, (q, k, v), mask, context.positions, context.positions)
         else:
-            y = attend(q, k, v, self._visible(context))
+            y = attend(q, k, v, self._mask(context))
         return self.o(y.transpose(1, 2).flatten(2)), state
 
-    def _row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _row(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """One row that continues its past: q [n, t, d]; k, v [m, l, d] -> [n, t, d]."""
         time, length = q.shape[1], k.shape[1]
-        plain = self.mask.is_plain_causal(length)
+        dynamic = self.position is not None and self.position.dynamic is not None
+        plain = self.score_bias is None and not dynamic and self.mask.is_plain_causal(length)
         if time == 1 and plain:  # nothing to mask: let the heads of a group be the queries of one key-value head
             grouped = q.view(self.num_kv_heads, -1, self.head_dim)
             return F.scaled_dot_product_attention(grouped[None], k[None], v[None])[0].view(self.num_heads, 1, -1)
         if time == length and plain:
             return attend(q[None], k[None], v[None], None)[0]
-        positions = torch.arange(length, device=q.device)
-        visible = self.mask.allowed(positions[length - time :, None], positions)
-        return attend(q[None], k[None], v[None], visible[None, None])[0]
+        positions = torch.arange(length, device=q.device)[None]
+        queries = positions[:, length - time :]
+        visible = self.mask.allowed(queries[:, :, None], positions[:, None, :]).unsqueeze(1)
+        mask = self._biased(visible, queries, positions, context)
+        if dynamic:
+            assert self.position is not None
+            return attend_by_length(self.position, (q[None], k[None], v[None]), mask, queries, positions)[0]
+        return attend(q[None], k[None], v[None], mask)[0]
 
-    def _visible(self, context: Context) -> Tensor | None:
-        """bool [b, 1, t, t], or None for the plain causal rule."""
-        if context.segments is None and self.mask.is_plain_causal(context.positions.shape[1]):
+    def _mask(self, context: Context, *, plain: bool = True) -> Tensor | None:
+        """bool [b, 1, t, t], or float [b, n, t, t] if there is a score bias; None for the plain causal rule."""
+        length = context.positions.shape[1]
+        if plain and self.score_bias is None and context.segments is None and self.mask.is_plain_causal(length):
             return None
         found = context.memo.get(self.visible_key)
         if found is None:
@@ -100,13 +124,52 @@ class Attention(Mixer):
             if context.segments is not None:  # positions restart per segment, so order is judged within one only
                 found = found & (context.segments[:, :, None] == context.segments[:, None, :])
             context.memo[self.visible_key] = found = found.unsqueeze(1)
+        return self._biased(found, context.positions, context.positions, context)
+
+    def _biased(self, visible: Tensor, queries: Tensor, keys: Tensor, context: Context) -> Tensor:
+        """``visible`` [b, 1, t, l] itself, or the bias where visible and -inf elsewhere, [b, n, t, l]."""
+        if self.score_bias is None:
+            return visible
+        # a state's rows are told apart by their lengths, since each counts from 0
+        key = f"{self.bias_key}/{queries.shape[1]}/{keys.shape[1]}/{queries is keys}" if self.bias_key else ""
+        found = context.memo.get(key)
+        if found is None:
+            found = self.score_bias(queries, keys).masked_fill(~visible, -math.inf)
+            if key:
+                context.memo[key] = found
         return found
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """softmax(q kᵀ/sqrt(d) + mask) v; q [b, n, t, d]; k, v [b, m, l, d]; None means causal with t = l."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q kᵀ/sqrt(d) + mask) v; q [b, n, t, d]; k, v [b, m, l, d].
+
+    ``mask``, broadcast to [b, n, t, l]: bool is what may be seen, float is added; None means causal with t = l.
+    """
     grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+def attend_by_length(
+    position: Rope, projected: tuple[Tensor, Tensor, Tensor], mask: Tensor, queries: Tensor, keys: Tensor
+) -> Tensor:
+    """`attend` for q, k that are not turned yet: each query turns itself and all keys for the length it has seen.
+
+    ``queries`` int64 [b, t] and ``keys`` [b, l] are positions.
+    """
+    q, k, v = projected
+    assert position.dynamic is not None
+    lengths = (queries + 1).clamp(min=position.dynamic.original)
+    y = torch.zeros_like(q)
+    for length in lengths.unique().tolist():
+        frequencies, chosen = position.at(length), lengths == length  # [b, t]
+        columns = chosen.any(0).nonzero().flatten()
+        turned_q = rotate(q[:, :, columns], *position.turns(queries[:, columns], frequencies))
+        turned_k = rotate(k, *position.turns(keys, frequencies))
+        part = attend(turned_q, turned_k, v, mask[:, :, columns])
+        y = y.index_copy(2, columns, torch.where(chosen[:, None, columns, None], part, y[:, :, columns]))
+    return y
 
 
 def attention(
@@ -116,10 +179,13 @@ def attention(
     num_kv_heads: int | None = None,
     head_dim: int | None = None,
     bias: bool | tuple[bool, bool] = False,
-    position: Rope.Spec | None = None,
+    position: Rope.Spec | ScoreBias.Spec | None = None,
     mask: Mask | None = None,
 ) -> Attention.Spec:
-    """The spec of an attention layer from its few free sizes; ``bias`` is (q, k and v; o) or one for all."""
+    """The spec of an attention layer from its few free sizes; ``bias`` is (q, k and v; o) or one for all.
+
+    ``position`` turns queries and keys (`Rope`), is added to the scores (`ScoreBias`), or is left out.
+    """
     head_dim = head_dim or hidden // num_heads
     num_kv_heads = num_kv_heads or num_heads
     bias_in, bias_out = bias if isinstance(bias, tuple) else (bias, bias)
@@ -138,6 +204,7 @@ def attention(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        position=position,
+        position=position if isinstance(position, Rope.Spec) else None,
         mask=mask or Causal(),
+        score_bias=position if isinstance(position, ScoreBias.Spec) else None,
     )

@@ -5,8 +5,19 @@ Su 2021, arXiv 2104.09864, equation 34; angle of pair i at position m: m · thet
 the pairs (x_i, x_{i+d/2}) ("half-split", as Llama checkpoints of the hub are stored); GGUF files of the llama
 architecture store rows for neighbouring pairs and are permuted when read.
 
-Frequencies can be rescaled to reach further than trained: ``Linear`` divides all positions (Chen 2023, arXiv
-2306.15595), ``Llama3`` divides only the long wavelengths (Llama 3 report, arXiv 2407.21783).
+Frequencies can be rescaled to reach further than trained, by s times:
+
+- ``Linear`` divides all by s: positions are interpolated (PI; Chen 2023, arXiv 2306.15595, equation 4);
+- ``Ntk`` raises theta to theta · s^(d/(d-2)), so that the slowest pair is divided by s and the fastest is kept (Peng 2023,
+  arXiv 2309.00071, definition 1);
+- ``Dynamic`` is that with an s that grows with the text (section 3.3);
+- ``Yarn`` divides by s only pairs that turn seldom within the trained length, and sharpens the softmax by a temperature
+  (definition 3; the ramp runs over the index of a pair, as in the authors' code and all checkpoints, not over its turns);
+- ``Llama3`` divides only the long wavelengths (Llama 3 report, arXiv 2407.21783).
+
+Under ``Dynamic`` a key's angle depends on the length that its reader has seen. Keys are therefore kept as they were before
+they were turned, and every query turns them for its own length (as section 3.3 asks of caches), so that decoding with a
+state gives what decoding without one gives. That costs a pass over the keys for every length beyond the trained one.
 """
 
 from __future__ import annotations
@@ -31,8 +42,13 @@ class Scaling(Value):
     """How the rotation frequencies are changed."""
 
     @abstractmethod
-    def scale(self, frequencies: Tensor) -> Tensor:
-        """frequencies float32 [rotary_dim / 2] -> the same shape."""
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
+        """frequencies theta^(-2i/d), float32 [rotary_dim / 2] -> the same shape."""
+
+    @property
+    def temperature(self) -> float:
+        """What queries and keys are both multiplied by (1/sqrt(t) of the YaRN paper)."""
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +57,78 @@ class Linear(Scaling):
 
     factor: float
 
-    def scale(self, frequencies: Tensor) -> Tensor:
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
         return frequencies / self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ntk(Scaling):
+    """Theta raised so that the slowest frequency is divided by ``factor`` and the fastest is kept."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _require_stretch(self.factor)
+
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
+        return raised(frequencies, self.factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dynamic(Scaling):
+    """``Ntk`` by ``factor · length / original - (factor - 1)`` for a text of ``length`` tokens; none up to ``original``."""
+
+    factor: float
+    original: int  # context length before scaling, tokens
+
+    def __post_init__(self) -> None:
+        _require_stretch(self.factor)
+        _require_length(self.original)
+
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
+        return frequencies
+
+    def at(self, frequencies: Tensor, length: int) -> Tensor:
+        """The frequencies for a text of ``length`` tokens."""
+        return raised(frequencies, self.factor * max(length, self.original) / self.original - (self.factor - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yarn(Scaling):
+    """Pairs that turn over ``fast`` times within ``original`` kept, under ``slow`` divided by ``factor``, blended between."""
+
+    factor: float
+    original: int  # context length before scaling, tokens
+    fast: float = 32.0  # beta of the paper
+    slow: float = 1.0  # alpha
+    attention: float | None = None  # the temperature; None: 0.1 ln(factor) + 1, equation 22
+    whole: bool = True  # the blend begins and ends at whole indices
+
+    def __post_init__(self) -> None:
+        _require_stretch(self.factor)
+        _require_length(self.original)
+        if not 0 < self.slow < self.fast:
+            raise ShapeError(
+                f"YaRN between {self.slow} and {self.fast} turns", remedy="Give 0 < slow < fast, usually 1 and 32."
+            )
+
+    @property
+    def temperature(self) -> float:
+        return 0.1 * math.log(self.factor) + 1 if self.attention is None else self.attention
+
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
+        rotary_dim = 2 * len(frequencies)
+        low, high = self._index(self.fast, rotary_dim, theta), self._index(self.slow, rotary_dim, theta)
+        if self.whole:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, rotary_dim - 1)
+        width = high - low if high != low else 0.001  # the authors' way around a blend of no width
+        divided = ((torch.arange(len(frequencies), dtype=torch.float32) - low) / width).clamp(0, 1)
+        return divided * frequencies / self.factor + (1 - divided) * frequencies
+
+    def _index(self, turns: float, rotary_dim: int, theta: float) -> float:
+        """Which pair, counted in fractions, turns ``turns`` times within the original length."""
+        return rotary_dim * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +140,7 @@ class Llama3(Scaling):
     high: float = 4.0
     original: int = 8192  # context length before scaling, tokens
 
-    def scale(self, frequencies: Tensor) -> Tensor:
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
         wavelengths = 2 * math.pi / frequencies
         blend = ((self.original / wavelengths - self.low) / (self.high - self.low)).clamp(0, 1)
         return (1 - blend) * frequencies / self.factor + blend * frequencies
@@ -66,8 +152,28 @@ class Factors(Scaling):
 
     factors: tuple[float, ...]
 
-    def scale(self, frequencies: Tensor) -> Tensor:
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
         return frequencies / torch.tensor(self.factors)
+
+
+def raised(frequencies: Tensor, stretch: float) -> Tensor:
+    """theta^(-2i/d) -> (theta · stretch^(d/(d-2)))^(-2i/d); frequencies [d / 2]."""
+    rotary_dim = 2 * len(frequencies)
+    if rotary_dim == 2:  # the one pair is the fastest
+        return frequencies
+    return frequencies * stretch ** (-2 * torch.arange(len(frequencies), dtype=torch.float32) / (rotary_dim - 2))
+
+
+def _require_stretch(factor: float) -> None:
+    if not factor >= 1:
+        raise ShapeError(f"Rotary positions stretched by {factor}", remedy="Give a factor of at least 1.")
+
+
+def _require_length(original: int) -> None:
+    if original < 1:
+        raise ShapeError(
+            f"An original context of {original} tokens", remedy="Give the length the model was trained at."
+        )
 
 
 class Rope(nn.Module, Derived):
@@ -93,6 +199,8 @@ class Rope(nn.Module, Derived):
         super().__init__()
         self.spec = spec
         self.key = f"rope/{spec.digest()}"
+        self.temperature = spec.scaling.temperature if spec.scaling else 1.0
+        self.dynamic = spec.scaling if isinstance(spec.scaling, Dynamic) else None
         self.register_buffer("frequencies", torch.empty(spec.rotary_dim // 2), persistent=False)
         if not self.frequencies.is_meta:
             self.derive()
@@ -110,18 +218,29 @@ class Rope(nn.Module, Derived):
     def forward(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         found = context.memo.get(self.key)
         if found is None:
-            angles = context.positions.to(torch.float32).unsqueeze(-1) * self.frequencies  # [batch, time, rotary/2]
-            found = (angles.cos().unsqueeze(1), angles.sin().unsqueeze(1))
+            found = self.turns(context.positions, self.frequencies)
             context.memo[self.key] = found
         cos, sin = found
         return rotate(q, cos, sin), rotate(k, cos, sin)
+
+    def turns(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        """positions [batch, time], frequencies [rotary/2] -> cos and sin [batch, 1, time, rotary/2], times temperature."""
+        angles = positions.to(torch.float32).unsqueeze(-1) * frequencies  # [batch, time, rotary/2]
+        cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+        return (cos, sin) if self.temperature == 1.0 else (cos * self.temperature, sin * self.temperature)
+
+    def at(self, length: int) -> Tensor:
+        """The frequencies for a text of ``length`` tokens, float32 [rotary/2]; the same for all unless dynamic."""
+        if self.dynamic is None:
+            return self.frequencies
+        return self.dynamic.at(self.frequencies.cpu(), length).to(self.frequencies.device)
 
 
 def frequencies(spec: Rope.Spec) -> Tensor:
     """theta^(-2i/d), scaled; float32 [rotary_dim / 2]."""
     exponents = torch.arange(0, spec.rotary_dim, 2, dtype=torch.int64).to(torch.float32) / spec.rotary_dim
     base = 1.0 / (spec.theta**exponents)
-    return spec.scaling.scale(base) if spec.scaling else base
+    return spec.scaling.scale(base, spec.theta) if spec.scaling else base
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
