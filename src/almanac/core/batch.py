@@ -44,6 +44,32 @@ class Tokens:
         return Tokens(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """Pairs of answers to one prompt each, for preference tuning.
+
+    - ``rows``: 2n rows, the n preferred answers and then, in the same order, the n rejected ones, each after its prompt;
+      the targets are the answers
+    - ``reference`` float [2n]: log-probability of each answer under the model that the policy began as
+    """
+
+    rows: Tokens
+    reference: Tensor
+
+    def __post_init__(self) -> None:
+        count = self.rows.tokens.shape[0]
+        if count % 2 or self.reference.shape != (count,):
+            raise ShapeError(
+                f"A Preference batch of {count} rows with a reference of shape {tuple(self.reference.shape)}",
+                remedy="Give two rows for every pair and one number per row.",
+            )
+
+    @property
+    def num_pairs(self) -> int:
+        """How many pairs."""
+        return self.rows.tokens.shape[0] // 2
+
+
 def pad_rows(rows: list[list[int]], masks: list[list[bool]], *, pad_id: int) -> Tokens:
     """One row per sequence, padded on the right to the longest; padding is its own segment (-1) and never a target."""
     width = max(len(row) for row in rows)
