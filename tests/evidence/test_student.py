@@ -68,3 +68,17 @@ def test_effects_are_paired() -> None:
     assert Effect(metric="m", arm="a").of(figures) == [3.0, 8.0]
     with pytest.raises(ValueError):
         EFFECT.of({"a": {"m": [1.0, 2.0]}, "b": {"m": [1.0]}})
+
+
+def test_a_quick_run_asks_for_the_sign_only() -> None:
+    common = {"expected": 0.3, "says": "so"}
+    ratio = Effect(metric="m", arm="a", over="b", ratio=True)
+    alone = Effect(metric="m", arm="a")
+    assert AtLeast(effect=EFFECT, **common, fail=0.3).leans([0.1, 0.2])
+    assert not AtLeast(effect=EFFECT, **common, fail=0.3).leans([-0.1, 0.0])
+    assert AtMost(effect=EFFECT, **common, fail=-0.3).leans([-0.1, -0.2])
+    assert not AtMost(effect=EFFECT, **common, fail=0.3).leans([0.4, 0.5]), "a bound on a loss keeps its line"
+    assert AtMost(effect=ratio, **common, fail=0.75).leans([0.9]) and not AtMost(
+        effect=ratio, **common, fail=0.75
+    ).leans([1.1])
+    assert not AtLeast(effect=alone, **common, fail=0.3).leans([0.2]), "what is compared with nothing has no sign"

@@ -99,7 +99,20 @@ class Claim(Value):
 
     @abstractmethod
     def clears(self, values: Sequence[float]) -> bool:
-        """Whether the mean (or, of an exact claim, every value) is on the right side: direction without certainty."""
+        """Whether the mean (or, of an exact claim, every value) is on the right side of the line."""
+
+    def leans(self, values: Sequence[float]) -> bool:
+        """Whether the effect has the right sign, however small: all that a quick run can say.
+
+        A difference whose line is not at zero, or a quotient whose line is not at one, need only lie on the line's side of
+        it; every other claim must clear its line.
+        """
+        return self.clears(values)
+
+
+def _neutral(effect: Effect) -> float | None:
+    """The value of an effect that is none, or None where there is no such value."""
+    return (1.0 if effect.ratio else 0.0) if effect.over else None
 
 
 def _side(good: bool, bad: bool) -> Verdict:
@@ -123,6 +136,10 @@ class AtLeast(Claim):
     def clears(self, values: Sequence[float]) -> bool:
         return bounds(values).mean >= self.fail
 
+    def leans(self, values: Sequence[float]) -> bool:
+        neutral = _neutral(self.effect)
+        return bounds(values).mean > neutral if neutral is not None and self.fail > neutral else self.clears(values)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AtMost(Claim):
@@ -140,6 +157,10 @@ class AtMost(Claim):
 
     def clears(self, values: Sequence[float]) -> bool:
         return bounds(values).mean <= self.fail
+
+    def leans(self, values: Sequence[float]) -> bool:
+        neutral = _neutral(self.effect)
+        return bounds(values).mean < neutral if neutral is not None and self.fail < neutral else self.clears(values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from almanac.evidence.card import ITEM, Card, Gate
 from almanac.evidence.claim import Bounds, Claim, Verdict, bounds
@@ -39,16 +40,26 @@ class Judgement:
     fault: str = ""
 
 
-def judge(card: Card, outcomes: Outcomes, *, sign_only: bool = False) -> Judgement:
-    """The verdict. ``sign_only`` asks for the direction of the means alone: for quick runs and for mutants."""
+class By(StrEnum):
+    """How claims are judged: by their interval (a verdict), by the mean's side of the line (mutants), by the sign (quick)."""
+
+    INTERVAL = "interval"
+    LINE = "line"
+    SIGN = "sign"
+
+
+def judge(card: Card, outcomes: Outcomes, by: By = By.INTERVAL) -> Judgement:
+    """The verdict."""
     figures = {arm: _figures(card, found) for arm, found in outcomes.items()}
     gates = tuple((gate, mean, gate.holds(mean)) for gate in card.gates for mean in (_gate_mean(gate, outcomes),))
     readings = []
     for claim in card.claims:
         values = tuple(claim.effect.of(figures))
-        verdict = claim.judge(values)
-        if sign_only:
-            verdict = Verdict.REPRODUCED if claim.clears(values) else Verdict.NOT_REPRODUCED
+        if by == By.INTERVAL:
+            verdict = claim.judge(values)
+        else:
+            good = claim.clears(values) if by == By.LINE else claim.leans(values)
+            verdict = Verdict.REPRODUCED if good else Verdict.NOT_REPRODUCED
         readings.append(Reading(claim, values, bounds(values), verdict))
     fault = _budget_fault(card, outcomes)
     if not fault:

@@ -16,7 +16,7 @@ from almanac.core.errors import FileFormatError, NotFoundError, UnsupportedError
 from almanac.evidence.card import Card
 from almanac.evidence.claim import Verdict
 from almanac.evidence.experiment import card_of
-from almanac.evidence.judge import Judgement, judge, nulled
+from almanac.evidence.judge import By, Judgement, judge, nulled
 from almanac.evidence.outcome import Outcome
 from almanac.evidence.seeds import verdict_seeds
 from almanac.files.store import write_json
@@ -56,13 +56,18 @@ class Result:
         """Whether a planted bug went unnoticed, which demotes the badge."""
         return SURVIVED in self.killed.values()
 
+    @property
+    def by(self) -> By:
+        """A quick run gives the direction only."""
+        return By.SIGN if self.profile == "quick" else By.INTERVAL
+
     def judgement(self, card: Card) -> Judgement:
         """The verdict that the stored numbers bear out; quick runs give the direction only."""
-        return judge(card, self.outcomes, sign_only=self.profile == "quick")
+        return judge(card, self.outcomes, self.by)
 
     def null(self, card: Card) -> Judgement:
         """The verdict with the method replaced by the null arm; it must not be REPRODUCED."""
-        return judge(card, nulled(card, self.outcomes), sign_only=self.profile == "quick")
+        return judge(card, nulled(card, self.outcomes), self.by)
 
 
 def read(path: Path) -> Result:

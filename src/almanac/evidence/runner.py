@@ -20,7 +20,7 @@ from almanac.core.errors import AlmanacError, TrainingError
 from almanac.evidence.card import Card, Mutant
 from almanac.evidence.claim import Verdict
 from almanac.evidence.experiment import Job, Tell, digest_of, experiment, observe
-from almanac.evidence.judge import judge
+from almanac.evidence.judge import By, judge
 from almanac.evidence.outcome import GateError, Outcome
 from almanac.evidence.results import FOLDER, SURVIVED, Result, store
 from almanac.evidence.seeds import development_seeds, release, verdict_seeds
@@ -59,7 +59,7 @@ def run(
 
     seeds = seeds_of(count)
     outcomes = _outcomes(card, seeds, profile, tell)
-    found = judge(card, outcomes, sign_only=profile == "quick")
+    found = judge(card, outcomes, By.SIGN if profile == "quick" else By.INTERVAL)
     if found.verdict == Verdict.INCONCLUSIVE:
         seeds = seeds_of(2 * count)
         outcomes = _outcomes(card, seeds, profile, tell)
@@ -127,7 +127,7 @@ def kill(
         return EXPERIMENT
     broken = {arm: found[: len(seeds)] for arm, found in healthy.items()}
     broken |= {arm: [item[arm] for item in observed if isinstance(item, dict)] for arm in arms}
-    verdict = judge(card, broken, sign_only=True).verdict
+    verdict = judge(card, broken, By.SIGN if profile == "quick" else By.LINE).verdict
     return SURVIVED if verdict == Verdict.REPRODUCED else EXPERIMENT
 
 
