@@ -7,8 +7,8 @@ made by rule from books. Each is asked twice, once of an index that holds its te
 All of it happens in the two states in which the weights are used: with the starter as it comes, and after a run on documents
 as a build makes it. That run moves the model's own signals, so weights fitted on the starter alone would decline too much.
 Logistic regression (Platt 1999) on standardised signals with an L2 penalty, every kind of question weighing the same; the
-threshold is set on people's questions, because those are what an owner will ask: rule-made ones share their text's words and
-would set it too high. Five-fold cross-validation says what to expect.
+threshold is where the two kinds of error stand to each other as the aims of the main job do, on people's questions and on
+rule-made ones alike. Five-fold cross-validation says what to expect.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ PEOPLE = "people"
 PENALTY = 0.05
 STATES = ("starter", "trained")
 COLUMNS = ("rows", "labels", "numbers", "kinds")
-DECLINED_ANSWERABLE = 0.08  # share of answerable questions that may be lost: what sets the threshold
+AIMS = (0.10, 0.20)  # shares of answerable questions declined and of others answered that the main job allows
+JUDGED = (PEOPLE, "made")  # the kinds that set the threshold: of the others, texts that were left in often answer too
 
 
 def questions(data: Path, tokenizer: Tokenizer, settings: BuildSettings) -> list[tuple[str, starter_data.Asked]]:
@@ -158,7 +159,7 @@ class Seen:
 
 
 def fit(seen: Seen) -> Confidence:
-    """Logistic regression; the threshold loses `DECLINED_ANSWERABLE` of people's answerable questions."""
+    """Logistic regression, and the threshold."""
     mean, spread = seen.rows.mean(0), seen.rows.std(0) + 1e-6
     x = torch.tensor((seen.rows - mean) / spread)
     y = torch.tensor(seen.labels, dtype=torch.float64)
@@ -183,8 +184,20 @@ def fit(seen: Seen) -> Confidence:
     slopes = parameters[:-1].detach().numpy() / spread
     bias = float(parameters[-1].detach()) - float(slopes @ mean)
     found = Confidence(weights=tuple(float(w) for w in slopes), bias=bias)
-    asked = sure(found, seen.rows)[seen.labels & (seen.kinds == PEOPLE)]
-    return found.with_(threshold=float(np.quantile(asked, DECLINED_ANSWERABLE)))
+    return found.with_(threshold=_threshold(sure(found, seen.rows), seen))
+
+
+def _threshold(score: np.ndarray, seen: Seen) -> float:
+    """Where the larger of the two errors, each as a multiple of its aim and averaged over `JUDGED`, is least."""
+    places = np.quantile(score, np.linspace(0.01, 0.99, 197))
+    cells = [(score[seen.kinds == kind], seen.labels[seen.kinds == kind]) for kind in JUDGED]
+
+    def worse(place: float) -> float:
+        declined = np.mean([(part[labels] < place).mean() for part, labels in cells])
+        answered = np.mean([(part[~labels] >= place).mean() for part, labels in cells])
+        return max(float(declined) / AIMS[0], float(answered) / AIMS[1])
+
+    return float(min(places, key=worse))
 
 
 def sure(confidence: Confidence, rows: np.ndarray) -> np.ndarray:
