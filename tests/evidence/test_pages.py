@@ -48,7 +48,7 @@ def test_bars_show_every_seed_the_line_and_the_published_number(pretended: Prete
     assert len(root.findall(f"{SVG}circle")) == len(card.arms) * len(result.seeds)
     assert len([line for line in root.iter(f"{SVG}line") if line.get("class") == "fail"]) == 1
     texts = [text.text for text in root.iter(f"{SVG}text")]
-    assert "◇ paper" in texts and "planted data" in texts
+    assert "◇ paper" in texts and "planted data; accuracy; each point a seed" in texts
     dots = sorted(float(circle.get("cy", "nan")) for circle in root.findall(f"{SVG}circle"))
     assert dots[4] < dots[5] - 50, "the method's five seeds stand well above the others"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from almanac.evidence.card import ITEM, METHOD, Card, Plot
-from almanac.evidence.claim import AtLeast, AtMost
+from almanac.evidence.claim import Always, AtLeast, AtMost
 from almanac.evidence.outcome import Outcome
 
 WIDTH, HEIGHT = 720, 400
@@ -47,12 +47,15 @@ def draw(card: Card, outcomes: Outcomes) -> str:
     if card.plot is None:
         return ""
     parts = _lines(card.plot, card, outcomes) if card.plot.lines else _bars(card.plot, card, outcomes)
+    planted = f"{card.tier} data; " if card.tier == "planted" else ""
+    unit = "line" if card.plot.lines else "point"
+    said = f"{planted}{card.plot.y or card.plot.metric}; each {unit} a seed"
     title = f'<text x="{LEFT}" y="20" font-weight="600">{escape(card.title)}</text>'
-    planted = f'<text class="soft" x="{LEFT}" y="36">{card.tier} data</text>' if card.tier == "planted" else ""
+    title += f'<text class="soft" x="{LEFT}" y="38">{escape(said)}</text>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(card.title, quote=True)}"><style>{STYLE}</style>'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#ffffff"/>{title}{planted}{"".join(parts)}</svg>\n'
+        f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#ffffff"/>{title}{"".join(parts)}</svg>\n'
     )
 
 
@@ -85,15 +88,11 @@ def _bars(plot: Plot, card: Card, outcomes: Outcomes) -> list[str]:
             parts.append(f'<circle cx="{middle + shift:.1f}" cy="{y(value):.1f}" r="3" fill="{colour}"/>')
         parts.append(_label(arm, middle, place, len(values)))
     if line is not None:
-        parts.append(f'<line class="fail" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(line):.1f}" y2="{y(line):.1f}"/>')
-        parts.append(f'<text class="soft" x="{WIDTH - RIGHT + 6}" y="{y(line) + 4:.1f}">fails here</text>')
+        parts += _fail_mark(y, line)
     for item in plot.published:
         parts.append(
             f'<text class="soft" x="{WIDTH - RIGHT + 6}" y="{y(item.value) + 4:.1f}">◇ {escape(item.label)}</text>'
         )
-    parts.append(
-        f'<text class="soft" x="{LEFT}" y="{HEIGHT - 8}">{escape(plot.y or plot.metric)}; each point a seed</text>'
-    )
     return parts
 
 
@@ -106,7 +105,12 @@ def _fail_line(plot: Plot, card: Card, values: Mapping[str, Sequence[float]]) ->
     """Where the primary claim fails, on the axis of the plotted metric; None where it has no place there."""
     claim = card.claims[0]
     effect = claim.effect
-    if effect.metric != plot.metric or not isinstance(claim, AtLeast | AtMost):
+    if effect.metric != plot.metric:
+        return None
+    if isinstance(claim, Always):
+        found = [line for line in (claim.least, claim.most) if math.isfinite(line)]
+        return found[0] if found and not effect.over else None
+    if not isinstance(claim, AtLeast | AtMost):
         return None
     if not effect.over:
         return claim.fail
@@ -116,11 +120,22 @@ def _fail_line(plot: Plot, card: Card, values: Mapping[str, Sequence[float]]) ->
     return over * claim.fail if effect.ratio else over + claim.fail
 
 
+def _fail_mark(y: Scale, line: float) -> list[str]:
+    return [
+        f'<line class="fail" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(line):.1f}" y2="{y(line):.1f}"/>',
+        f'<text class="soft" x="{WIDTH - RIGHT + 6}" y="{y(line) + 4:.1f}">fails here</text>',
+    ]
+
+
 def _lines(plot: Plot, card: Card, outcomes: Outcomes) -> list[str]:
     curves = {
         arm.name: [o.curves[plot.metric] for o in outcomes[arm.name] if plot.metric in o.curves] for arm in card.arms
     }
-    curves = {arm: found for arm, found in curves.items() if found}
+    curves = {
+        arm: [[(a, b) for a, b in curve if a > 0 or not plot.log_x] for curve in found]
+        for arm, found in curves.items()
+        if found
+    }
     xs = [x for found in curves.values() for curve in found for x, _ in curve]
     ys = [y for found in curves.values() for curve in found for _, y in curve]
     x = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, log=plot.log_x)
@@ -140,9 +155,6 @@ def _lines(plot: Plot, card: Card, outcomes: Outcomes) -> list[str]:
         parts.append(
             f'<text class="soft" x="{WIDTH - RIGHT + 6}" y="{y(item.value) + 4:.1f}">◇ {escape(item.label)}</text>'
         )
-    parts.append(
-        f'<text class="soft" x="{LEFT}" y="{TOP - 2}">{escape(plot.y or plot.metric)}; each line a seed</text>'
-    )
     parts.append(
         f'<text class="soft" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(plot.x)}</text>'
     )
@@ -165,12 +177,21 @@ def _grid(y: Scale) -> list[str]:
 
 
 def _x_marks(x: Scale, values: Sequence[float]) -> list[str]:
-    places = sorted(set(values)) if len(set(values)) <= 8 else _ticks(x.low, x.high)
+    known = sorted({value for value in values if value > 0 or not x.log})
+    if len(known) > 8:
+        known = _decades(x.low, x.high) if x.log else _ticks(x.low, x.high)
     return [
         f'<text class="soft" x="{x(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>'
-        for value in places
-        if value > 0 or not x.log
+        for value in known
     ]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten within [low, high]; the powers alone where those are more than eight."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    found = [value for value in every if low <= value <= high]
+    return found if len(found) <= 8 else [value for value in found if math.log10(value).is_integer()]
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
