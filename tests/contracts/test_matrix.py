@@ -33,7 +33,7 @@ def test_it_holds_every_technique_family_and_format() -> None:
     for family in families():
         assert text.count(f"| {family.model_type} |") == len(matrix.all_techniques())
     packed = {entry.name for entry in FORMATS.values() if entry.block_size > 1}
-    assert set(matrix.weight_formats()) == {"dense", "int8"} | packed
+    assert set(matrix.weight_formats()) == {"dense", "int8", "ternary"} | packed
 
 
 @dataclass(frozen=True, kw_only=True)

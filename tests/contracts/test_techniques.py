@@ -336,6 +336,8 @@ def test_replay_on_meta_gives_the_same_shapes(kind: str, name: str, format: str)
 def test_cached_decoding_equals_the_full_forward(kind: str, name: str, format: str) -> None:
     cell = cell_of(kind, name, format)
     cell.attach_stirred()
+    if cell.technique.rounds_activations and format == "dense":
+        cell.model.double()  # so that no value lies within rounding of the edge of a step
     tokens, state, pieces = toys.tokens(2, TIME), cell.model.init_state(2, TIME), []
     with torch.no_grad():
         for chunk in tokens.split([1, 7, 3, 1, TIME - 12], dim=1):

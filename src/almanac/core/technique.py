@@ -30,6 +30,8 @@ class Technique(Value):
     - ``folds``: ``fold`` moves the effect into the base weights, exactly.
     - ``trains``: it brings parameters that receive gradients (and only those do).
     - ``stores``: it only changes how weights are held; expanding them undoes all but the rounding.
+    - ``rounds_activations``: what flows is rounded, so where it lies near the edge of a step, another order of summation may
+      give another output; equal computations agree in float64 only.
     - ``unsupported``: pairs it refuses, {family or weight kind: reason}; shown in the generated matrix.
     """
 
@@ -37,6 +39,7 @@ class Technique(Value):
     folds: ClassVar[bool] = False
     trains: ClassVar[bool] = False
     stores: ClassVar[bool] = False
+    rounds_activations: ClassVar[bool] = False
     unsupported: ClassVar[Mapping[str, str]] = {}
 
     @property

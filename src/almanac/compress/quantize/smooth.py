@@ -44,6 +44,7 @@ class Smooth(Attachment):
     identity_at_start = False
     folds = False
     trains = False
+    rounds_activations = True
 
     alpha: float = 0.5
     bits: int = 8
