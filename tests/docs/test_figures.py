@@ -48,7 +48,18 @@ from almanac.verify.parity import EQUAL
 from almanac.verify.probes import MAX_PROBE_TOKENS, TEXTS
 
 PAGES = {name: " ".join(page.text.split()) for name, page in pages().items()}
-WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight", 11: "eleven", 12: "twelve", 0.2: "fifth", 0.5: "half"}
+WORDS = {
+    2: "two",
+    3: "three",
+    4: "four",
+    5: "five",
+    6: "six",
+    8: "eight",
+    11: "eleven",
+    12: "twelve",
+    0.2: "fifth",
+    0.5: "half",
+}
 BUILD, TRAIN = BuildSettings(), TrainSettings()
 SERVE, SHARED, NEAR = ServeSettings(), BoilerplateRule(), NearDuplicates()
 KINDS = [module.name for module in pkgutil.iter_modules(kinds.__path__)]
