@@ -15,8 +15,8 @@ from almanac.evidence.card import ITEM, METHOD, Card, Plot
 from almanac.evidence.claim import Always, AtLeast, AtMost
 from almanac.evidence.outcome import Outcome
 
-WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 150, 44, 54
+WIDTH, HEIGHT = 780, 400
+LEFT, RIGHT, TOP, BOTTOM = 64, 210, 44, 54
 COLOURS = ("#1f6feb", "#d1591b", "#2d8a4e", "#8250df", "#9a6700", "#57606a", "#bf3989", "#0a7d84")
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#1f2328}.soft{fill:#57606a;font-size:12px}"
