@@ -62,6 +62,15 @@ def test_lines_show_one_line_a_seed(pretended: Pretended, tmp_path: Path) -> Non
     assert all(len((line.get("points") or "").split()) == 2 for line in lines)
 
 
+def test_what_people_say_of_a_result_stands_on_its_page(pretended: Pretended, tmp_path: Path) -> None:
+    runner.run(NAME, profile="full", folder=tmp_path)
+    (tmp_path / "remarks").mkdir()
+    (tmp_path / "remarks" / f"{NAME}.md").write_text("It was to be expected.\n")
+    pages.render(folder=tmp_path)
+    assert "**What we make of it.** It was to be expected." in (tmp_path / f"{NAME}.md").read_text()
+    assert (tmp_path / "remarks" / f"{NAME}.md").is_file()
+
+
 def test_pages_that_no_card_has_are_taken_away(pretended: Pretended, tmp_path: Path) -> None:
     runner.run(NAME, profile="full", folder=tmp_path)
     assert pages.render(folder=tmp_path) and pages.render(check=True, folder=tmp_path)

@@ -17,6 +17,7 @@ from almanac.evidence.results import FOLDER, SURVIVED, Result, fault_of, stored,
 from almanac.files.store import write_atomic
 
 NOT_RUN = "not run"
+REMARKS = "remarks"  # the folder of what people say of a result, one file a card
 
 
 def render(check: bool = False, *, folder: Path = FOLDER) -> bool:
@@ -41,7 +42,9 @@ def all_pages(folder: Path) -> dict[str, str]:
     pages = {"index.md": index(results), "audit.md": audit.page()}
     for name in names():
         card, found = card_of(name), results.get(name, [])
-        pages[f"{name}.md"] = page(card, found)
+        remark = folder / REMARKS / f"{name}.md"
+        said = remark.read_text(encoding="utf-8").strip() if remark.is_file() else ""
+        pages[f"{name}.md"] = page(card, found, said)
         if found and not fault_of(found[0], card) and (drawing := draw(card, found[0].outcomes)):
             pages[f"{name}.svg"] = drawing
     return pages
@@ -93,8 +96,8 @@ def index(results: dict[str, list[Result]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def page(card: Card, results: Sequence[Result]) -> str:
-    """The page of one card."""
+def page(card: Card, results: Sequence[Result], remark: str = "") -> str:
+    """The page of one card; ``remark`` is what people say of the result, which no number does."""
     result = results[0] if results else None
     lines = [f"# {card.title}", "", f"**{badge(result, card)}** · tier: {card.tier} · card version {card.version}", ""]
     if result is not None and (fault := fault_of(result, card)):
@@ -110,6 +113,8 @@ def page(card: Card, results: Sequence[Result]) -> str:
     ]
     if result is not None and card.plot is not None:
         lines += [f"![{card.title}]({card.name}.svg)", ""]
+    if remark:
+        lines += [f"**What we make of it.** {remark}", ""]
     lines += _claims(card, result) + _arms(card, result) + _gates(card, result) + _mutants(card, result)
     if result is not None:
         null = result.null(card).verdict
