@@ -275,3 +275,15 @@ def test_published_results_count(tmp_path: Path) -> None:
 def _gates(name: str, result: results.Result) -> tuple[str, ...]:
     """A gate that fails makes a result INVALID, and that is shown, not hidden."""
     return (result.judgement(experiment(name).CARD).fault,)
+
+
+def test_no_gate_saves_a_card_from_the_null_run(
+    monkeypatch: pytest.MonkeyPatch, pretended: Pretended, tmp_path: Path
+) -> None:
+    """A line that anything clears passes with nothing in it, although the method's own gate would call that INVALID."""
+    gate = CARD.gates[0].with_(arm="method", at_least=0.8)
+    lax = CARD.with_(claims=tuple(claim.with_(fail=-0.5) for claim in CARD.claims), gates=(gate,))
+    install(monkeypatch, pretended, lax)
+    result = full(tmp_path)
+    assert result.verdict == Verdict.REPRODUCED
+    assert result.null(lax).verdict == Verdict.REPRODUCED

@@ -49,9 +49,25 @@ class By(StrEnum):
 
 
 def judge(card: Card, outcomes: Outcomes, by: By = By.INTERVAL) -> Judgement:
-    """The verdict."""
-    figures = {arm: _figures(card, found) for arm, found in outcomes.items()}
+    """The verdict: gates and budgets first, then the claims."""
     gates = tuple((gate, mean, gate.holds(mean)) for gate in card.gates for mean in (_gate_mean(gate, outcomes),))
+    readings = _readings(card, outcomes, by)
+    fault = _budget_fault(card, outcomes)
+    if not fault:
+        fault = "; ".join(f"gate: {gate.why} ({gate.arm}: {mean:.3g})" for gate, mean, holds in gates if not holds)
+    verdict = Verdict.INVALID if fault else _worst([reading.verdict for reading in readings])
+    return Judgement(verdict, readings, gates, fault)
+
+
+def judge_null(card: Card, outcomes: Outcomes, by: By = By.INTERVAL) -> Judgement:
+    """The verdict with nothing in it. By the claims alone: no gate or budget may be what saves a card from passing."""
+    readings = _readings(card, nulled(card, outcomes), by)
+    return Judgement(_worst([reading.verdict for reading in readings]), readings, ())
+
+
+def _readings(card: Card, outcomes: Outcomes, by: By) -> tuple[Reading, ...]:
+    """Every claim with its effects and what they say."""
+    figures = {arm: _figures(card, found) for arm, found in outcomes.items()}
     readings = []
     for claim in card.claims:
         values = tuple(claim.effect.of(figures))
@@ -61,11 +77,7 @@ def judge(card: Card, outcomes: Outcomes, by: By = By.INTERVAL) -> Judgement:
             good = claim.clears(values) if by == By.LINE else claim.leans(values)
             verdict = Verdict.REPRODUCED if good else Verdict.NOT_REPRODUCED
         readings.append(Reading(claim, values, bounds(values), verdict))
-    fault = _budget_fault(card, outcomes)
-    if not fault:
-        fault = "; ".join(f"gate: {gate.why} ({gate.arm}: {mean:.3g})" for gate, mean, holds in gates if not holds)
-    verdict = Verdict.INVALID if fault else _worst([reading.verdict for reading in readings])
-    return Judgement(verdict, tuple(readings), gates, fault)
+    return tuple(readings)
 
 
 def nulled(card: Card, outcomes: Outcomes) -> dict[str, Sequence[Outcome]]:

@@ -16,7 +16,7 @@ from almanac.core.errors import FileFormatError, NotFoundError, UnsupportedError
 from almanac.evidence.card import Card
 from almanac.evidence.claim import Verdict
 from almanac.evidence.experiment import card_of
-from almanac.evidence.judge import By, Judgement, judge, nulled
+from almanac.evidence.judge import By, Judgement, judge, judge_null
 from almanac.evidence.outcome import Outcome
 from almanac.evidence.seeds import verdict_seeds
 from almanac.files.store import write_json
@@ -67,7 +67,7 @@ class Result:
 
     def null(self, card: Card) -> Judgement:
         """The verdict with the method replaced by the null arm; it must not be REPRODUCED."""
-        return judge(card, nulled(card, self.outcomes), self.by)
+        return judge_null(card, self.outcomes, self.by)
 
 
 def read(path: Path) -> Result:
