@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from almanac.core.errors import NotFoundError
-from almanac.evidence.experiment import Job, experiment, names, observe, run_arm, run_seed
+from almanac.evidence.experiment import Job, digest_of, experiment, names, observe, run_arm, run_seed
 from almanac.evidence.generate.cached_decoding import BLIND, STATE
+from almanac.files.store import write_atomic
 
 NAME = "generate.cached_decoding"
 
@@ -89,3 +90,30 @@ def test_only_experiments_are_found() -> None:
     for name in ("runner", "card", "generate", "nothing.at.all", "fixtures.text", ""):
         with pytest.raises(NotFoundError):
             experiment(name)
+
+
+def test_workers_do_not_take_each_others_unfinished_files(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """An arm that ends while another is being written leaves the other's partial file alone."""
+    folder = cache / NAME / digest_of(NAME)[:16]
+    folder.mkdir(parents=True)
+    run_arm(NAME, BLIND, 5, "quick", None)
+    (partial,) = _partial_like(folder)
+    run_arm(NAME, BLIND, 6, "quick", None)
+    assert partial.is_file()
+    observe([(NAME, 5, "quick", None, (BLIND,))], parallel=False, tell=lambda *what: None)
+    assert not partial.is_file(), "what a killed run left behind goes when the next begins"
+
+
+def _partial_like(folder: Path) -> list[Path]:
+    """A file as `write_atomic` leaves one behind when it is killed."""
+    made: list[Path] = []
+
+    def killed(sink: object) -> None:
+        made.extend(path for path in folder.iterdir() if path.suffix != ".json")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(folder / "another.json", killed)
+    for path in made:
+        path.write_bytes(b"half")
+    return made

@@ -86,7 +86,6 @@ def run_arm(name: str, arm: str, seed: int, profile: str, mutant: str | None) ->
         return Outcome.from_dict(read_json(path))
     outcome = cast("Outcome", module.run(arm, seed, profile, mutant))
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_partials(path.parent)
     write_json(path, outcome.to_dict())
     return outcome
 
@@ -110,6 +109,9 @@ def run_seed(job: Job) -> dict[str, Outcome] | str:
 
 def observe(jobs: Sequence[Job], *, parallel: bool, tell: Tell) -> list[dict[str, Outcome] | str]:
     """Runs jobs over the cores, one thread each (or one after the other with all threads), in the order given."""
+    for name in {job[0] for job in jobs}:  # here and not beside other workers, whose files are partial while they write
+        for folder in (cache_folder() / name).glob("*"):
+            remove_partials(folder)
     found: list[dict[str, Outcome] | str | None] = [None] * len(jobs)
     workers = min(os.cpu_count() or 1, len(jobs)) if parallel else 0
     if workers < 2:
