@@ -29,7 +29,11 @@ VERBS = {
     "export": ("almanac.cli.export:export", "Models", "Write a model in a format that other programs read."),
     "verify": ("almanac.cli.verify:verify", "Models", "Hold a model against its certificate."),
     "list": ("almanac.cli.listing:listing", "Workbench", "Show the models, techniques and aliases that there are."),
-    "evidence": ("almanac.cli.evidence:evidence", "Workbench", "Run the experiment that backs a technique, or show what was found."),
+    "evidence": (
+        "almanac.cli.evidence:evidence",
+        "Workbench",
+        "Run the experiment that backs a technique, or show what was found.",
+    ),
     "doctor": ("almanac.cli.doctor:doctor", "Workbench", "Say what this machine can do, and what mends it."),
 }
 """Name -> where it is, its group in the help, and its summary: the first line of its docstring, held equal by a test."""
