@@ -245,12 +245,10 @@ def test_a_card_says_what_it_must(name: str) -> None:
     assert card == type(card).from_dict(card.to_dict())
 
 
-@pytest.mark.parametrize("name", names())
-def test_the_oracle_of_a_card_sees_what_it_says(name: str) -> None:
-    check = vars(experiment(name)).get("check")
-    if check is None:
-        pytest.skip("this card has no cheap oracle; its mutants are for the experiment to notice")
-    check(None)
+@pytest.mark.parametrize("name", [name for name in names() if "check" in vars(experiment(name))])
+def test_the_oracle_of_a_card_passes_on_the_code_as_it_is(name: str) -> None:
+    """Cards without a cheap oracle leave their mutants to the experiment."""
+    vars(experiment(name))["check"](None)
 
 
 # --- what is published

@@ -15,6 +15,7 @@ from almanac.core.state import Context, Mixer, State
 from almanac.interpret.attention import attention_patterns, capturing, weights
 from almanac.nn.attention.bidirectional import bidirectional
 from almanac.nn.attention.full import Attention
+from almanac.nn.attention.kv import KeyValueState
 from almanac.nn.positions.rope import frequencies
 
 every_toy = pytest.mark.parametrize("name", list(toys.specs()))
@@ -120,7 +121,7 @@ class Averaging(Mixer):
     """A mixer without attention."""
 
     def init_state(self, rows: int, capacity: int) -> State:
-        raise NotImplementedError
+        return KeyValueState.empty(rows, capacity)
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         return x.cumsum(1), state
