@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -256,12 +257,8 @@ def _broken(mutant: str | None) -> Iterator[None]:
         yield
         return
     owner, name, wrong = MUTANTS[mutant]
-    healthy = vars(owner)[name]
-    setattr(owner, name, wrong)
-    try:
+    with patch.object(owner, name, wrong):
         yield
-    finally:
-        setattr(owner, name, healthy)
 
 
 _attach, _initialise, _update = Lora.attach, LowRank.initialise, LowRank.update

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -194,12 +195,8 @@ def broken(mutant: str | None) -> Iterator[None]:
         yield
         return
     name, planted = MUTANTS[mutant]
-    healthy = vars(best_of_n)[name]
-    setattr(best_of_n, name, planted)
-    try:
+    with patch.object(best_of_n, name, planted):
         yield
-    finally:
-        setattr(best_of_n, name, healthy)
 
 
 def _ties_to_first(p: Tensor, rewards: Tensor, n: int) -> Tensor:

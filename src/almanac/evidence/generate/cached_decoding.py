@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -168,12 +169,8 @@ def _broken(mutant: str | None) -> Iterator[None]:
         yield
         return
     owner, name, planted = MUTANTS[mutant]()
-    healthy = vars(owner)[name]
-    setattr(owner, name, planted)
-    try:
+    with patch.object(owner, name, planted):
         yield
-    finally:
-        setattr(owner, name, healthy)
 
 
 def _late() -> tuple[Any, str, Any]:

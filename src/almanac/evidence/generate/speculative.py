@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -299,12 +300,8 @@ def broken(mutant: str | None) -> Iterator[None]:
         yield
         return
     owner, name, planted = MUTANTS[mutant]
-    healthy = vars(owner)[name]
-    setattr(owner, name, planted)
-    try:
+    with patch.object(owner, name, planted):
         yield
-    finally:
-        setattr(owner, name, healthy)
 
 
 def _by_argmax(p: Tensor, q: Tensor, token: int) -> float:

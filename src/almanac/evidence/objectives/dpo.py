@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -222,12 +223,8 @@ def broken(mutant: str | None) -> Iterator[None]:
         yield
         return
     name, planted = MUTANTS[mutant]
-    healthy = vars(dpo)[name]
-    setattr(dpo, name, planted)
-    try:
+    with patch.object(dpo, name, planted):
         yield
-    finally:
-        setattr(dpo, name, healthy)
 
 
 def _self_reference(policy: Pair, reference: Pair, *, beta: float) -> Pair:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from almanac.evidence.card import BASELINE, CEILING, METHOD, TWIN, Arm, Card, Mutant, Plot, Published
 from almanac.evidence.claim import Always, Effect
@@ -154,12 +155,8 @@ def _broken(mutant: str | None) -> Iterator[None]:
         yield
         return
     name, planted = MUTANTS[mutant]
-    healthy = vars(accountant)[name]
-    setattr(accountant, name, planted)
-    try:
+    with patch.object(accountant, name, planted):
         yield
-    finally:
-        setattr(accountant, name, healthy)
 
 
 _rdp, _converted, _spent = accountant.rdp, accountant.converted, accountant.spent

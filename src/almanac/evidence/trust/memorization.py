@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -217,12 +218,8 @@ def _broken(mutant: str | None) -> Iterator[None]:
         yield
         return
     name, planted = MUTANTS[mutant]
-    healthy = vars(memorization)[name]
-    setattr(memorization, name, planted)
-    try:
+    with patch.object(memorization, name, planted):
         yield
-    finally:
-        setattr(memorization, name, healthy)
 
 
 def _sharing(scores: Tensor, place: int) -> float:
