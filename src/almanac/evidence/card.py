@@ -98,6 +98,8 @@ class Card(Value):
     - ``equal``: what the arms named in ``budget_arms`` must spend alike: "flops", "tokens", "parameters" ... or ""
     - ``unit``: what varies, and so gives the intervals: the seed, or the item (question) within one
     - ``seeds``: how many verdict seeds; twice as many if the first look is inconclusive
+    - ``bench``: cards of one bench have the same verdict seeds, so that a model trained for one serves them all; their
+      verdicts then stand or fall together more than those of cards with seeds of their own
     """
 
     name: str
@@ -121,6 +123,7 @@ class Card(Value):
     budget_minutes: float = 15.0
     plot: Plot | None = None
     version: int = 1
+    bench: str = ""
 
     def __post_init__(self) -> None:
         known = {arm.name for arm in self.arms}

@@ -1,4 +1,4 @@
-"""Seeds that nobody chose: development is done on seeds 0-99; verdicts come from seeds derived from card and release.
+"""Seeds that nobody chose: development is done on seeds 0-99; verdicts come from seeds derived from card (or bench) and release.
 
 A ``rotation`` other than 0 gives other verdict seeds of the same card, for scheduled runs that keep a history of passes.
 """
@@ -16,8 +16,9 @@ DEVELOPMENT = 100  # seeds below this are for tuning, and never for a verdict
 def verdict_seeds(card: Card, count: int, *, release: str, rotation: int = 0) -> list[int]:
     """The first ``count`` verdict seeds: positive, at least `DEVELOPMENT`, below 2^31."""
     found = []
+    owner = card.bench or f"{card.name}/{card.version}"
     for number in range(count):
-        text = f"{card.name}/{card.version}/{release}/{rotation}/{number}"
+        text = f"{owner}/{release}/{rotation}/{number}"
         found.append(DEVELOPMENT + int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % (2**31 - 200))
     return found
 

@@ -20,7 +20,7 @@ from almanac.core.technique import Attachment
 from almanac.evidence.card import Arm, Card, Gate, Mutant, Plot
 from almanac.evidence.claim import AtMost, Effect, Within
 from almanac.evidence.fixtures import text
-from almanac.evidence.fixtures.outliers import bench, compressed, gap
+from almanac.evidence.fixtures.outliers import BENCH, bench, compressed, gap
 from almanac.evidence.outcome import Outcome
 
 METHOD, BY_ROW, BY_LAYER = "Wanda", "magnitude, by row", "magnitude, by layer"
@@ -77,6 +77,7 @@ CARD = Card(
             says="to Wanda, planting outliers makes no difference",
         ),
     ),
+    bench=BENCH,
     null=BY_ROW,
     gates=(
         Gate(arm=BY_ROW, metric="nll before", at_most=2.6, why="the model has learned the text"),

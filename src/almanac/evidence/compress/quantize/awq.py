@@ -19,7 +19,7 @@ from almanac.core.site import select
 from almanac.evidence.card import Arm, Card, Gate, Mutant, Plot
 from almanac.evidence.claim import AtLeast, AtMost, Effect
 from almanac.evidence.fixtures import text
-from almanac.evidence.fixtures.outliers import bench, compressed, gap
+from almanac.evidence.fixtures.outliers import BENCH, bench, compressed, gap
 from almanac.evidence.outcome import Outcome
 from almanac.nn.linear import Linear
 from almanac.nn.stack import Decoder
@@ -82,6 +82,7 @@ CARD = Card(
             says="keeping random channels does not",
         ),
     ),
+    bench=BENCH,
     null=NEAREST,
     gates=(
         Gate(arm=NEAREST, metric="nll before", at_most=2.6, why="the model has learned the text"),

@@ -21,7 +21,7 @@ from almanac.core.technique import initialise
 from almanac.evidence.card import Arm, Card, Gate, Mutant, Plot
 from almanac.evidence.claim import AtMost, Effect, Within
 from almanac.evidence.fixtures import text
-from almanac.evidence.fixtures.outliers import bench, compressed, gap
+from almanac.evidence.fixtures.outliers import BENCH, bench, compressed, gap
 from almanac.evidence.fixtures.tiny import Tiny, spec
 from almanac.evidence.outcome import Outcome
 from almanac.nn.linear import Linear
@@ -75,6 +75,7 @@ CARD = Card(
             says="a gain where inputs are correlated",
         ),
     ),
+    bench=BENCH,
     null=NEAREST,
     gates=(
         Gate(arm=NEAREST, metric="nll before", at_most=2.6, why="the model has learned the text"),

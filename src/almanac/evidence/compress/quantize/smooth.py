@@ -21,7 +21,7 @@ from almanac.core.technique import Attachment, initialise
 from almanac.evidence.card import Arm, Card, Gate, Mutant, Plot
 from almanac.evidence.claim import AtMost, Effect, Within
 from almanac.evidence.fixtures import text
-from almanac.evidence.fixtures.outliers import bench, compressed, gap, plant
+from almanac.evidence.fixtures.outliers import BENCH, bench, compressed, gap, plant
 from almanac.evidence.fixtures.tiny import Tiny, spec
 from almanac.evidence.outcome import Outcome
 from almanac.nn.stack import Decoder
@@ -68,6 +68,7 @@ CARD = Card(
             says="with smoothing, planting outliers makes no difference",
         ),
     ),
+    bench=BENCH,
     null=NAIVE,
     gates=(
         Gate(arm=NAIVE, metric="nll before", at_most=2.6, why="the model has learned the text"),
