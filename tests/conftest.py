@@ -25,3 +25,10 @@ def _one_thread() -> Iterator[None]:
 def _seeded() -> None:
     """Tests draw the same numbers whatever ran before them."""
     torch.manual_seed(0)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs the checks of `parity.Parity` on every case of the class that has them."""
+    cases = vars(metafunc.cls).get("cases") if metafunc.cls is not None else None
+    if cases and "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", sorted(cases), scope="class")

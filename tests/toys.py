@@ -1,7 +1,8 @@
 """Toy models: one tiny spec per family that exists, and one made from ``nn`` directly.
 
 The specs come from ``Family.read`` on one configuration that sets every variation a family may know (windows, layers
-without positions, biases); each family takes what it understands. A new family file is therefore tested unlisted.
+without positions, biases) with the family's own ``tiny`` over it; each takes what it understands. A new family file is
+therefore tested unlisted.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def family_specs() -> dict[str, Decoder.Spec]:
 
 def toy_of(family: Family, **changes: Any) -> Decoder.Spec:
     """The toy spec of one family, with some configuration fields changed."""
-    return family.read(Fields({**CONFIG, "model_type": family.model_type, **changes}))
+    return family.read(Fields({**CONFIG, **family.tiny, "model_type": family.model_type, **changes}))
 
 
 @cache

@@ -13,7 +13,7 @@ from almanac.adapt.lora import Lora, LowRank
 from almanac.core.errors import AlmanacError, SelectionError
 from almanac.core.site import select
 from almanac.core.technique import Plan, assemble
-from almanac.models.family import expand, family_for
+from almanac.models.family import family_for
 from almanac.nn.linear import Linear
 from almanac.nn.stack import Decoder
 
@@ -165,7 +165,7 @@ def test_peft_agrees() -> None:
     family = family_for("llama")
     spec = toys.toy_of(family, tie_word_embeddings=False)
     ours = toys.model_of(spec)
-    names = {key.ours: key.safetensors for key in expand(family.keys, toys.LAYERS)}
+    names = {row.ours: row.safetensors for row in family.rows(toys.specs()[family.model_type])}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(transformers|peft)\..*")
         config = transformers.LlamaConfig(**(family.write(spec) or {}), bos_token_id=None, eos_token_id=None)

@@ -1,5 +1,6 @@
-"""Seeds that nobody chose: development is done on seeds 0-99; verdicts come from seeds derived from card (or bench) and release.
+"""Seeds that nobody chose: development is done on seeds 0-99; verdicts come from seeds derived from card and release.
 
+Cards of one bench share theirs.
 A ``rotation`` other than 0 gives other verdict seeds of the same card, for scheduled runs that keep a history of passes.
 """
 

@@ -29,7 +29,7 @@ from almanac.files.safetensors import open_safetensors, write_safetensors
 from almanac.files.store import sync_folder, write_atomic
 from almanac.language_model.load import load_gguf
 from almanac.language_model.save import move_into_place, save
-from almanac.models.family import Family, expand
+from almanac.models.family import Family
 from almanac.models.gguf_file import (
     FREQUENCY_FACTORS,
     frequency_factors,
@@ -38,6 +38,7 @@ from almanac.models.gguf_file import (
     without_factors,
 )
 from almanac.models.hub_folder import Config, family_of
+from almanac.models.tensor_layout import Same
 from almanac.nn.linear import Linear
 from almanac.nn.stored.blocks import BlockWeight
 from almanac.tokenizers.gguf import to_gguf_metadata
@@ -123,14 +124,19 @@ def export_peft(lm: LanguageModel, path: Path) -> Path:
     lora, known = adapters[0], family_of(lm.spec, lm.family)
     if known is None:
         raise UnsupportedError("The hub knows no family for this spec", remedy="Save it as an almanac folder.")
-    names = {key.ours: key.safetensors for key in expand(known[0].keys, len(lm.spec.layers))}
+    names = {row.ours: row.safetensors for row in known[0].rows(lm.spec) if row.layout == Same()}
     tensors: dict[str, Tensor] = {}
     modules: list[str] = []
     for site_path, site in select(lm.network, lora.targets, of=Linear).items():
         wrapper = site.wrapper(lora.name)
         assert isinstance(wrapper, LowRank)
-        modules.append(names[site_path])
-        prefix = f"base_model.model.{names[site_path]}"
+        if not isinstance(name := names.get(site_path), str):
+            raise UnsupportedError(
+                f"{site_path} is a part of a fused tensor of {known[0].model_type}, which PEFT adapts as a whole",
+                remedy="Save it as an almanac folder, or merge it and export in the hf format.",
+            )
+        modules.append(name)
+        prefix = f"base_model.model.{name}"
         tensors[f"{prefix}.lora_A.weight"] = wrapper.a.detach()
         tensors[f"{prefix}.lora_B.weight"] = wrapper.b.detach()
     config = {

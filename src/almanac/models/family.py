@@ -9,13 +9,14 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, TypeVar
 
 from almanac.core.errors import ArchitectureError, FileFormatError
 from almanac.files.quoting import quoted
+from almanac.models.tensor_layout import Layout, Same
 from almanac.nn.encoder import Encoder
 from almanac.nn.stack import Decoder
 
@@ -24,12 +25,42 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Key:
-    """One row of a family's name table; ``{i}`` stands for the layer's number, the same in all three columns."""
+    """One row of a family's name table; ``{i}`` stands for the layer's number, the same in all three columns.
 
-    ours: str
-    safetensors: str
+    Names are those of modules: weight and bias travel alike. Several names in a column are tensors that belong together,
+    and ``layout`` says how; a ``bare`` name of theirs is that of a tensor itself, our weight.
+    """
+
+    ours: str | tuple[str, ...]
+    safetensors: str | tuple[str, ...]
     gguf: str | None = None
     interleaved: bool = False  # GGUF stores the rows of each head as neighbouring rotary pairs
+    layout: Layout = Same()
+    bare: bool = False
+
+    @property
+    def our_names(self) -> tuple[str, ...]:
+        """The modules of ours."""
+        return self.ours if isinstance(self.ours, tuple) else (self.ours,)
+
+    def theirs_of(self, leaf: str) -> list[str]:
+        """The names in safetensors of the ``weight`` or ``bias``."""
+        names = self.safetensors if isinstance(self.safetensors, tuple) else (self.safetensors,)
+        return list(names) if self.bare else [f"{name}.{leaf}" for name in names]
+
+    def of_layer(self, number: int) -> Key:
+        """The row of one layer."""
+
+        def put(name: str) -> str:
+            return name.replace("{i}", str(number))
+
+        ours = tuple(put(name) for name in self.ours) if isinstance(self.ours, tuple) else put(self.ours)
+        theirs = self.safetensors
+        theirs = tuple(put(name) for name in theirs) if isinstance(theirs, tuple) else put(theirs)
+        return replace(self, ours=ours, safetensors=theirs, gguf=put(self.gguf) if self.gguf else None)
+
+
+Keys = tuple[Key, ...] | Callable[[Any], tuple[Key, ...]]
 
 
 @dataclass(frozen=True)
@@ -40,15 +71,24 @@ class Family:
     - ``gguf``: ``general.architecture`` of its GGUF files, or None where none is defined
     - ``read(fields) -> spec`` and ``write(spec) -> config``: config.json both ways; ``write`` returns None for a spec
       that this family cannot express
-    - ``keys``: the name table
+    - ``keys``: the name table; a function of the spec where names depend on it (experts, layers of several kinds)
+    - ``tiny``: fields of the configuration of a tiny model that has all that is special to the family
+    - ``derived``: endings of tensors that old files carry along and that follow from the configuration
     """
 
     model_type: str
     architecture: str
     read: Callable[[Fields], Decoder.Spec]
     write: Callable[[Decoder.Spec], Config | None]
-    keys: tuple[Key, ...]
+    keys: Keys
     gguf: str | None = None
+    tiny: Config = field(default_factory=dict)
+    derived: tuple[str, ...] = ()
+
+    def rows(self, spec: Decoder.Spec) -> list[Key]:
+        """The name table of a model, a row for each layer."""
+        keys = self.keys if isinstance(self.keys, tuple) else self.keys(spec)
+        return list(expand(keys, len(spec.layers)))
 
 
 @dataclass(frozen=True)
@@ -222,14 +262,7 @@ def _named(model_type: str, declared: Iterator[Declared]) -> Declared:
 def expand(keys: tuple[Key, ...], num_layers: int) -> Iterator[Key]:
     """The name table with every ``{i}`` row repeated for each layer."""
     for key in keys:
-        if "{i}" not in key.ours:
+        if "{i}" in key.our_names[0]:
+            yield from (key.of_layer(number) for number in range(num_layers))
+        else:
             yield key
-            continue
-        for index in range(num_layers):
-            number = str(index)
-            yield Key(
-                key.ours.replace("{i}", number),
-                key.safetensors.replace("{i}", number),
-                key.gguf.replace("{i}", number) if key.gguf else None,
-                key.interleaved,
-            )

@@ -17,7 +17,7 @@ from torch import Tensor
 from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.files.gguf.reader import GGUF, GGUFTensor, read_gguf
 from almanac.models.checkpoint import ForeignCheckpoint, Packed, describing, drop_tied_head
-from almanac.models.family import Config, Family, Fields, expand, family_for_gguf
+from almanac.models.family import Config, Family, Fields, family_for_gguf
 from almanac.nn.attention.full import Attention
 from almanac.nn.block import Block
 from almanac.nn.positions import rope
@@ -45,7 +45,7 @@ def read_gguf_file(path: Path) -> tuple[ForeignCheckpoint, GGUF]:
         _require_whole_rotation(spec)
     if (factors := file.tensors.get(FREQUENCY_FACTORS)) is not None:
         spec = with_factors(spec, tuple(float(value) for value in factors.dense().flatten()))
-    keys = {key.gguf: key for key in expand(family.keys, len(spec.layers)) if key.gguf}
+    keys = {key.gguf: key for key in family.rows(spec) if key.gguf}
     tensors: dict[str, Tensor | Packed] = {}
     for name, stored in file.tensors.items():
         if name == FREQUENCY_FACTORS:
@@ -58,7 +58,8 @@ def read_gguf_file(path: Path) -> tuple[ForeignCheckpoint, GGUF]:
                 remedy="This variant of the architecture is not known here; use another file of the model.",
             )
         with describing(path):
-            tensors[f"{key.ours}.{leaf}"] = _tensor(stored, _head_dim(spec, key.ours) if key.interleaved else None)
+            (owner,) = key.our_names
+            tensors[f"{owner}.{leaf}"] = _tensor(stored, _head_dim(spec, owner) if key.interleaved else None)
     drop_tied_head(spec, tensors)
     return ForeignCheckpoint(family, spec, tensors, metadata.not_understood()), file
 
@@ -146,8 +147,9 @@ def gguf_metadata(spec: Decoder.Spec, config: Config, family: Family) -> dict[st
 def gguf_order(name: str, tensor: Tensor, family: Family, spec: Decoder.Spec) -> tuple[str, Tensor]:
     """Our name and rows -> the GGUF name, and rows in the order that ggml rotates."""
     owner, _, leaf = name.rpartition(".")
-    keys = {key.ours: key for key in expand(family.keys, len(spec.layers))}
-    key = keys[owner]
+    keys = {key.ours: key for key in family.rows(spec) if key.gguf}
+    if (key := keys.get(owner)) is None:
+        raise UnsupportedError(f"GGUF has no name for {owner}", remedy="Export in another format.")
     if key.interleaved:
         tensor = interleave(tensor, _head_dim(spec, owner))
     return f"{key.gguf}.{leaf}", tensor

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from almanac.core.errors import ArchitectureError, FileFormatError, NotFoundError
+from almanac.core.errors import AlmanacError, ArchitectureError, FileFormatError, NotFoundError
 from almanac.files.safetensors import read_sharded
 from almanac.files.strict_json import read_json
 from almanac.models.checkpoint import IGNORED_SUFFIXES, ForeignCheckpoint, Packed, describing, drop_tied_head
-from almanac.models.family import Config, Family, Fields, expand, families, family_for
+from almanac.models.family import Config, Family, Fields, families, family_for
+from almanac.models.tensor_layout import to_ours, to_theirs
 from almanac.nn.head import TiedHead
 from almanac.nn.stack import Decoder
 
@@ -61,19 +62,17 @@ def read_hub_folder(folder: Path) -> ForeignCheckpoint:
     fields = Fields(config, str(folder / "config.json"))
     with describing(folder / "config.json"):
         spec = family.read(fields)
-    names = {key.safetensors: key.ours for key in expand(family.keys, len(spec.layers))}
-    tensors: dict[str, Tensor | Packed] = {}
     source = read_sharded(folder)
-    for name in source:
-        owner, _, leaf = name.rpartition(".")
-        if name.endswith(IGNORED_SUFFIXES):
-            continue
-        if owner not in names or leaf not in WEIGHT_NAMES:
-            raise FileFormatError(
-                f"{folder}: {name!r} is no tensor of a {family.model_type}",
-                remedy="The weights and config.json belong to different models, or this variant is not known here.",
-            )
-        tensors[f"{names[owner]}.{leaf}"] = source[name]
+    with describing(folder / "config.json"):
+        shapes, rows = shapes_of(spec), family.rows(spec)
+    found, unknown = to_ours(rows, shapes, source)
+    left = [name for name in unknown if not name.endswith((*IGNORED_SUFFIXES, *family.derived))]
+    if left:
+        raise FileFormatError(
+            f"{folder}: {left[0]!r} is no tensor of a {family.model_type}",
+            remedy="The weights and config.json belong to different models, or this variant is not known here.",
+        )
+    tensors: dict[str, Tensor | Packed] = {**found}
     drop_tied_head(spec, tensors)
     return ForeignCheckpoint(family, spec, tensors, fields.not_understood())
 
@@ -86,9 +85,17 @@ def family_of(spec: Decoder.Spec, preferred: str | None = None, *, gguf: bool = 
     known = [family for family in families() if family.gguf or not gguf]
     for family in sorted(known, key=lambda family: family.model_type != preferred):
         config = family.write(spec)
-        if config is not None and family.read(Fields(config)) == spec:
+        if config is not None and _reads_as(family, config, spec):
             return family, config
     return None
+
+
+def _reads_as(family: Family, config: Config, spec: Decoder.Spec) -> bool:
+    """Whether a written configuration gives ``spec`` again; one that cannot be read gives nothing."""
+    try:
+        return family.read(Fields(config)) == spec
+    except AlmanacError:
+        return False
 
 
 def hub_config(family: Family, config: Config, *, dtype: torch.dtype, special: Mapping[str, int | None]) -> Config:
@@ -103,13 +110,15 @@ def hub_config(family: Family, config: Config, *, dtype: torch.dtype, special: M
 
 
 def hub_names(family: Family, spec: Decoder.Spec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names -> the family's own."""
-    names = {key.ours: key.safetensors for key in expand(family.keys, len(spec.layers))}
-    out: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        out[f"{names[owner]}.{leaf}"] = tensor
-    return out
+    """Our names and layout -> the family's own."""
+    return to_theirs(family.rows(spec), tensors)
+
+
+def shapes_of(spec: Decoder.Spec) -> dict[str, torch.Size]:
+    """The shape of every tensor of a model, by our names; nothing is allocated."""
+    with torch.device("meta"):
+        model = spec.build()
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def is_tied(spec: Decoder.Spec) -> bool:

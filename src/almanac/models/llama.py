@@ -12,6 +12,7 @@ from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.core.spec import Spec
 from almanac.files.quoting import quoted
 from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.rope_config import read_rope, write_rope
 from almanac.nn.activation import Activation, Gelu, GeluTanh, Relu, Silu
 from almanac.nn.attention.full import Attention, attention
 from almanac.nn.attention.masks import Causal, Mask
@@ -21,7 +22,6 @@ from almanac.nn.embedding import Embedding
 from almanac.nn.head import Head, TiedHead
 from almanac.nn.linear import Linear
 from almanac.nn.norm import RMSNorm
-from almanac.nn.positions import rope
 from almanac.nn.stack import Decoder
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -45,58 +45,6 @@ KEYS = (
     Key("layers.{i}.channel.up", _LAYER + "mlp.up_proj", _GGUF + "ffn_up"),
     Key("layers.{i}.channel.down", _LAYER + "mlp.down_proj", _GGUF + "ffn_down"),
 )
-
-
-def read_rope(fields: Fields, head_dim: int) -> rope.Rope.Spec:
-    """Rotary positions from either spelling of the hub's configuration (``rope_parameters`` or theta and scaling)."""
-    given = {**fields.table("rope_scaling"), **fields.table("rope_parameters")}
-    settings = Fields(given, f"{fields.origin}: rope")
-    theta = settings.number("rope_theta", fields.number("rope_theta", 10_000.0))
-    share = fields.number("partial_rotary_factor", settings.number("partial_rotary_factor", 1.0))
-    kind = settings.text("rope_type", settings.text("type", "default"))
-    return rope.Rope.Spec(rotary_dim=int(head_dim * share), theta=theta, scaling=_scaling(kind, settings))
-
-
-def _scaling(kind: str, settings: Fields) -> rope.Scaling | None:
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return rope.Linear(factor=settings.number("factor"))
-    if kind == "llama3":
-        low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
-        if not low < high:
-            raise FileFormatError(
-                f"{settings.origin}: low_freq_factor {low} is not below high_freq_factor {high}",
-                remedy="Fetch the model again.",
-            )
-        return rope.Llama3(
-            factor=settings.number("factor"),
-            low=low,
-            high=high,
-            original=settings.integer("original_max_position_embeddings"),
-        )
-    raise UnsupportedError(
-        f"Rotary scaling {quoted(kind)}",
-        remedy="default, linear and llama3 are read; the model would be wrong without its own.",
-    )
-
-
-def write_rope(spec: rope.Rope.Spec, head_dim: int) -> Config:
-    """The ``rope_parameters`` of a spec."""
-    out: Config = {"rope_type": "default", "rope_theta": spec.theta}
-    if spec.rotary_dim != head_dim:
-        out["partial_rotary_factor"] = spec.rotary_dim / head_dim
-    if isinstance(spec.scaling, rope.Linear):
-        out |= {"rope_type": "linear", "factor": spec.scaling.factor}
-    elif isinstance(spec.scaling, rope.Llama3):
-        out |= {
-            "rope_type": "llama3",
-            "factor": spec.scaling.factor,
-            "low_freq_factor": spec.scaling.low,
-            "high_freq_factor": spec.scaling.high,
-            "original_max_position_embeddings": spec.scaling.original,
-        }
-    return out
 
 
 def read_decoder(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from almanac.models.family import Config, Family, Fields
-from almanac.models.llama import KEYS, read_decoder, write_decoder, write_rope
+from almanac.models.llama import KEYS, read_decoder, write_decoder
+from almanac.models.rope_config import write_rope
 from almanac.nn.attention.masks import Causal, SlidingWindow
 from almanac.nn.stack import Decoder
 

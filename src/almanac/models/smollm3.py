@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from almanac.models.family import Config, Family, Fields
-from almanac.models.llama import KEYS, MAX_LAYERS, read_decoder, write_decoder, write_rope
+from almanac.models.llama import KEYS, MAX_LAYERS, read_decoder, write_decoder
+from almanac.models.rope_config import write_rope
 from almanac.nn.attention.masks import Causal, Mask, SlidingWindow
 from almanac.nn.stack import Decoder
 

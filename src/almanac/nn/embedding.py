@@ -1,4 +1,4 @@
-"""The token embedding: a row of the table per id."""
+"""The token embedding: a row of the table per id, perhaps scaled (Vaswani 2017, arXiv 1706.03762, section 3.4)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Embedding(Leaf):
         hidden: int
         axes: tuple[str, str] = ("vocab", "embed")
         initialiser: Initialiser = Normal()
+        scale: float = 1.0  # of what is looked up; a head tied to the table does not see it
 
         def build(self) -> Embedding:
             return Embedding(self)
@@ -29,6 +30,10 @@ class Embedding(Leaf):
     def __init__(self, spec: Embedding.Spec) -> None:
         super().__init__((spec.vocab_size, spec.hidden), axes=spec.axes, initialiser=spec.initialiser)
         self.bias = None
+        self.scale = spec.scale
 
     def compute(self, ids: Tensor) -> Tensor:
-        return self.weight.embed(ids) if isinstance(self.weight, StoredWeight) else F.embedding(ids, self.weight)
+        x = self.weight.embed(ids) if isinstance(self.weight, StoredWeight) else F.embedding(ids, self.weight)
+        return (
+            x if self.scale == 1.0 else x * x.new_tensor(self.scale)
+        )  # the scale rounded as x is: so models were trained

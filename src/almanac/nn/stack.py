@@ -1,4 +1,5 @@
-"""The decoder: embedding, perhaps positions added to it, a stack of blocks, a norm, a head. What each is, the spec says."""
+"""The decoder: embedding, perhaps with positions added or a norm, a stack of blocks, a norm, a head. What each is, the
+spec says."""
 
 from __future__ import annotations
 
@@ -25,6 +26,8 @@ class Decoder(nn.Module):
         head: spec.Spec
         context_length: int  # tokens the model was made for
         positions: spec.Spec | None = None  # added to the embedding (GPT-2); None: positions are the mixers' affair
+        embed_norm: spec.Spec | None = None  # of the embedding, before the first block (BLOOM)
+        embed_inward: spec.Spec | None = None  # from a table narrower than the stack (OPT 350M)
 
         def __post_init__(self) -> None:
             if isinstance(self.positions, LearnedPositions.Spec) and self.positions.length < self.context_length:
@@ -42,6 +45,8 @@ class Decoder(nn.Module):
         self.vocab_size = spec.embed.vocab_size
         self.embed = spec.embed.build()
         self.positions = spec.positions.build() if spec.positions else None
+        self.embed_norm = spec.embed_norm.build() if spec.embed_norm is not None else None
+        self.embed_inward = spec.embed_inward.build() if spec.embed_inward is not None else None
         self.layers = nn.ModuleList([layer.build() for layer in spec.layers])
         self.norm = spec.norm.build()
         self.head = spec.head.build()
@@ -63,9 +68,11 @@ class Decoder(nn.Module):
         if context is None:
             context = Context(positions=positions_after(lengths, tokens.shape[1]).to(tokens.device))
         x = self.embed(tokens)
+        x = self.embed_inward(x) if self.embed_inward is not None else x
         if self.positions is not None:
             _check_positions(context.positions, self)
             x = x + self.positions(context.positions).to(x.dtype)
+        x = self.embed_norm(x) if self.embed_norm is not None else x
         states = []
         for index, layer in enumerate(self.layers):
             x, layer_state = layer(x, context, state.layers[index] if state is not None else None)

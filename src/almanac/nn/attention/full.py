@@ -2,7 +2,8 @@
 
 Vaswani 2017, arXiv 1706.03762, equation 1: softmax(q kᵀ / sqrt(d)) v. Fewer key-value than query heads is grouped-query
 attention (Ainslie 2023, arXiv 2305.13245), one is multi-query (Shazeer 2019, arXiv 1911.02150). A ``score_bias`` adds what it
-knows of two positions to their score.
+knows of two positions to their score. Queries and keys may be normalised (Dehghani 2023, arXiv 2302.05442, section 2.1),
+within each head or over the whole width, before they are turned or (``turned_norm``) after.
 
 Legend: b batch, t new tokens, l tokens so far, n query heads, m key-value heads, d head_dim, h hidden.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from almanac.core import spec
 from almanac.core.errors import ShapeError
@@ -22,9 +23,12 @@ from almanac.core.spec import Initialiser, Normal
 from almanac.core.state import Context, Mixer, State
 from almanac.nn.attention.kv import KeyValueState, stack_rows
 from almanac.nn.attention.masks import Causal, Mask
+from almanac.nn.attention.scores import Rule, attend, attend_by_length
 from almanac.nn.linear import Linear
-from almanac.nn.positions.rope import Rope, rotate
+from almanac.nn.norm import LayerNorm, RMSNorm
+from almanac.nn.positions.rope import Rope
 from almanac.nn.positions.score_bias import ScoreBias
+from almanac.nn.recurrent.learned import Learned
 
 
 class Attention(Mixer):
@@ -42,6 +46,13 @@ class Attention(Mixer):
         position: Rope.Spec | None = None  # None: no position information (NoPE)
         mask: Mask = Causal()
         score_bias: ScoreBias.Spec | None = None  # added to the scores, such as ALiBi
+        q_norm: spec.Spec | None = None
+        k_norm: spec.Spec | None = None
+        turned_norm: spec.Spec | None = None  # of queries and keys after their rotation (Llama 4)
+        scale: float | None = None  # of the scores; None: 1/sqrt(head_dim)
+        softcap: float | None = None  # of the scores
+        sinks: Learned.Spec | None = None  # a score per query head that nothing is read from
+        clip: float | None = None  # bound of what q, k and v project to (MPT, OLMo)
 
         def __post_init__(self) -> None:
             if self.num_heads % self.num_kv_heads:
@@ -59,6 +70,21 @@ class Attention(Mixer):
                     f"A score bias of {self.score_bias.num_heads} heads for {self.num_heads} query heads",
                     remedy="Give it as many heads as there are queries.",
                 )
+            widths = (self.q.out_features, self.k.out_features, self.v.out_features, self.o.in_features)
+            wanted = tuple(
+                self.head_dim * heads for heads in (self.num_heads, *[self.num_kv_heads] * 2, self.num_heads)
+            )
+            if widths != wanted:
+                raise ShapeError(
+                    f"q, k, v and o of {widths} features for {self.num_heads} and {self.num_kv_heads} heads of "
+                    f"{self.head_dim}",
+                    remedy=f"Make them {wanted}.",
+                )
+            if self.sinks is not None and self.sinks.size != (self.num_heads,):
+                raise ShapeError(
+                    f"Sinks of shape {self.sinks.size} for {self.num_heads} query heads",
+                    remedy="Give each query head one.",
+                )
 
         def build(self) -> Attention:
             return Attention(self)
@@ -70,6 +96,12 @@ class Attention(Mixer):
         self.q, self.k, self.v, self.o = spec.q.build(), spec.k.build(), spec.v.build(), spec.o.build()
         self.position = spec.position.build() if spec.position else None
         self.score_bias = spec.score_bias.build() if spec.score_bias else None
+        self.q_norm = spec.q_norm.build() if spec.q_norm is not None else None
+        self.k_norm = spec.k_norm.build() if spec.k_norm is not None else None
+        self.turned_norm = spec.turned_norm.build() if spec.turned_norm is not None else None
+        self.norms_whole = _is_over(spec.q_norm, spec.q.out_features), _is_over(spec.k_norm, spec.k.out_features)
+        self.sinks = spec.sinks.build() if spec.sinks is not None else None
+        self.scale, self.softcap, self.clip = spec.scale, spec.softcap, spec.clip
         self.visible_key = f"visible/{spec.mask.digest()}"  # here, since hashing does not compile
         self.bias_key = ""
         if spec.score_bias and self.score_bias is not None and not list(self.score_bias.parameters()):
@@ -79,39 +111,55 @@ class Attention(Mixer):
         return KeyValueState.empty(rows, capacity)
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
-        q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [b, n, t, d]
-        k = self.k(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)  # [b, m, t, d]
-        v = self.v(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
-        if self.position is not None and self.position.dynamic is None:
+        q = self._project(self.q, self.q_norm, x, self.norms_whole[0])  # [b, n, t, d]
+        k = self._project(self.k, self.k_norm, x, self.norms_whole[1])  # [b, m, t, d]
+        v = self._project(self.v, None, x, False)
+        by_length = self.position is not None and self.position.by_length is not None
+        if self.position is not None and not by_length:
             q, k = self.position(q, k, context)
+        if self.turned_norm is not None:
+            q, k = self.turned_norm(q), self.turned_norm(k)
+        rule = Rule(self.scale, self.softcap, self.sinks() if self.sinks is not None else None)
         if isinstance(state, KeyValueState):
-            y = stack_rows([self._row(q[i], *row.append(k[i], v[i]), context) for i, row in enumerate(state.rows)])
-        elif self.position is not None and self.position.dynamic is not None:
+            rows = enumerate(state.rows)
+            y = stack_rows([self._row((q[i], *row.append(k[i], v[i])), context, rule) for i, row in rows])
+        elif by_length and self.position is not None:
             mask = self._mask(context, plain=False)
             assert mask is not None
-            y = attend_by_length(self.position, (q, k, v), mask, context.positions, context.positions)
+            y = attend_by_length(self.position, (q, k, v), mask, (context.positions, context.positions), rule)
         else:
-            y = attend(q, k, v, self._mask(context))
+            y = attend(q, k, v, self._mask(context), rule)
         return self.o(y.transpose(1, 2).flatten(2)), state
 
-    def _row(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+    def _project(self, projection: Linear, norm: nn.Module | None, x: Tensor, whole: bool) -> Tensor:
+        """[b, t, h] -> [b, heads, t, d]."""
+        y = projection(x)
+        y = y if self.clip is None else y.clamp(-self.clip, self.clip)
+        y = norm(y) if norm is not None and whole else y
+        y = y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return norm(y) if norm is not None and not whole else y
+
+    def _row(self, projected: tuple[Tensor, Tensor, Tensor], context: Context, rule: Rule) -> Tensor:
         """One row that continues its past: q [n, t, d]; k, v [m, l, d] -> [n, t, d]."""
+        q, k, v = projected
         time, length = q.shape[1], k.shape[1]
-        dynamic = self.position is not None and self.position.dynamic is not None
-        plain = self.score_bias is None and not dynamic and self.mask.is_plain_causal(length)
-        if time == 1 and plain:  # nothing to mask: let the heads of a group be the queries of one key-value head
+        by_length = self.position is not None and self.position.by_length is not None
+        plain = self.score_bias is None and not by_length and self.mask.is_plain_causal(length)
+        if (
+            time == 1 and plain and rule.is_plain
+        ):  # nothing to mask: a group's heads are its one key-value head's queries
             grouped = q.view(self.num_kv_heads, -1, self.head_dim)
-            return F.scaled_dot_product_attention(grouped[None], k[None], v[None])[0].view(self.num_heads, 1, -1)
+            y = F.scaled_dot_product_attention(grouped[None], k[None], v[None], scale=rule.scale)
+            return y[0].view(self.num_heads, 1, -1)
         if time == length and plain:
-            return attend(q[None], k[None], v[None], None)[0]
+            return attend(q[None], k[None], v[None], None, rule)[0]
         positions = torch.arange(length, device=q.device)[None]
         queries = positions[:, length - time :]
         visible = self.mask.allowed(queries[:, :, None], positions[:, None, :]).unsqueeze(1)
         mask = self._biased(visible, queries, positions, context)
-        if dynamic:
-            assert self.position is not None
-            return attend_by_length(self.position, (q[None], k[None], v[None]), mask, queries, positions)[0]
-        return attend(q[None], k[None], v[None], mask)[0]
+        if by_length and self.position is not None:
+            return attend_by_length(self.position, (q[None], k[None], v[None]), mask, (queries, positions), rule)[0]
+        return attend(q[None], k[None], v[None], mask, rule)[0]
 
     def _mask(self, context: Context, *, plain: bool = True) -> Tensor | None:
         """bool [b, 1, t, t], or float [b, n, t, t] if there is a score bias; None for the plain causal rule."""
@@ -140,36 +188,9 @@ class Attention(Mixer):
         return found
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q kᵀ/sqrt(d) + mask) v; q [b, n, t, d]; k, v [b, m, l, d].
-
-    ``mask``, broadcast to [b, n, t, l]: bool is what may be seen, float is added; None means causal with t = l.
-    """
-    grouped = q.shape[1] != k.shape[1]
-    if mask is not None and mask.is_floating_point():
-        mask = mask.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
-
-
-def attend_by_length(
-    position: Rope, projected: tuple[Tensor, Tensor, Tensor], mask: Tensor, queries: Tensor, keys: Tensor
-) -> Tensor:
-    """`attend` for q, k that are not turned yet: each query turns itself and all keys for the length it has seen.
-
-    ``queries`` int64 [b, t] and ``keys`` [b, l] are positions.
-    """
-    q, k, v = projected
-    assert position.dynamic is not None
-    lengths = (queries + 1).clamp(min=position.dynamic.original)
-    y = torch.zeros_like(q)
-    for length in lengths.unique().tolist():
-        frequencies, chosen = position.at(length), lengths == length  # [b, t]
-        columns = chosen.any(0).nonzero().flatten()
-        turned_q = rotate(q[:, :, columns], *position.turns(queries[:, columns], frequencies))
-        turned_k = rotate(k, *position.turns(keys, frequencies))
-        part = attend(turned_q, turned_k, v, mask[:, :, columns])
-        y = y.index_copy(2, columns, torch.where(chosen[:, None, columns, None], part, y[:, :, columns]))
-    return y
+def _is_over(norm: spec.Spec | None, width: int) -> bool:
+    """Whether a norm is over the whole width of a projection rather than within each head."""
+    return isinstance(norm, RMSNorm.Spec | LayerNorm.Spec) and norm.hidden == width
 
 
 def attention(

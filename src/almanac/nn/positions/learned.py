@@ -18,7 +18,7 @@ from almanac.core.weight import StoredWeight
 
 
 class LearnedPositions(Leaf):
-    """positions int64 [batch, time] -> [batch, time, hidden]; ``weight`` [length, hidden]."""
+    """positions int64 [batch, time] -> [batch, time, hidden]; ``weight`` [offset + length, hidden]."""
 
     @dataclass(frozen=True, kw_only=True)
     class Spec(spec.Spec):
@@ -26,14 +26,16 @@ class LearnedPositions(Leaf):
         hidden: int
         axes: tuple[str, str] = ("none", "embed")
         initialiser: Initialiser = Normal()
+        offset: int = 0  # rows before that of position 0 (2 in OPT and BART)
 
         def build(self) -> LearnedPositions:
             return LearnedPositions(self)
 
     def __init__(self, spec: LearnedPositions.Spec) -> None:
-        super().__init__((spec.length, spec.hidden), axes=spec.axes, initialiser=spec.initialiser)
+        super().__init__((spec.length + spec.offset, spec.hidden), axes=spec.axes, initialiser=spec.initialiser)
         self.bias = None
+        self.offset = spec.offset
 
     def compute(self, positions: Tensor) -> Tensor:
-        table = self.weight
+        table, positions = self.weight, positions + self.offset if self.offset else positions
         return table.embed(positions) if isinstance(table, StoredWeight) else F.embedding(positions, table)

@@ -13,11 +13,17 @@ Frequencies can be rescaled to reach further than trained, by s times:
 - ``Dynamic`` is that with an s that grows with the text (section 3.3);
 - ``Yarn`` divides by s only pairs that turn seldom within the trained length, and sharpens the softmax by a temperature
   (definition 3; the ramp runs over the index of a pair, as in the authors' code and all checkpoints, not over its turns);
-- ``Llama3`` divides only the long wavelengths (Llama 3 report, arXiv 2407.21783).
+- ``Llama3`` divides only the long wavelengths (Llama 3 report, arXiv 2407.21783);
+- ``LongRope`` divides each pair by a factor of its own, found by search, one table up to the trained length and one beyond
+  (Ding 2024, arXiv 2402.13753).
 
-Under ``Dynamic`` a key's angle depends on the length that its reader has seen. Keys are therefore kept as they were before
-they were turned, and every query turns them for its own length (as section 3.3 asks of caches), so that decoding with a
-state gives what decoding without one gives. That costs a pass over the keys for every length beyond the trained one.
+Some checkpoints turn neighbours (x_{2i}, x_{2i+1}) instead, as the paper writes it: ``interleaved``.
+
+Under ``Dynamic`` and ``LongRope`` a key's angle depends on the length that its reader has seen. Keys are therefore kept as
+they were before they were turned, and every query turns them for its own length (as section 3.3 asks of caches), so that
+decoding with a state gives what decoding without one gives. That costs a pass over the keys for every length beyond the
+trained one (``LongRope``: one for all). Implementations that turn a whole text for its last token's length agree with this up to the
+trained length, and for the last token.
 """
 
 from __future__ import annotations
@@ -75,7 +81,23 @@ class Ntk(Scaling):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dynamic(Scaling):
+class ByLength(Scaling):
+    """A scaling that depends on how long a text is."""
+
+    @abstractmethod
+    def at(self, frequencies: Tensor, length: int) -> Tensor:
+        """The frequencies for a text of ``length`` tokens, from those before scaling."""
+
+    @abstractmethod
+    def regime(self, lengths: Tensor) -> Tensor:
+        """int64, the same shape: for each length one that has the same frequencies, as few different ones as can be."""
+
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
+        return frequencies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dynamic(ByLength):
     """``Ntk`` by ``factor · length / original - (factor - 1)`` for a text of ``length`` tokens; none up to ``original``."""
 
     factor: float
@@ -85,12 +107,38 @@ class Dynamic(Scaling):
         _require_stretch(self.factor)
         _require_length(self.original)
 
-    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
-        return frequencies
+    def at(self, frequencies: Tensor, length: int) -> Tensor:
+        return raised(frequencies, self.factor * max(length, self.original) / self.original - (self.factor - 1))
+
+    def regime(self, lengths: Tensor) -> Tensor:
+        return lengths.clamp(min=self.original)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRope(ByLength):
+    """Each frequency divided by its factor in ``short`` up to ``original`` tokens, in ``long`` beyond."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original: int  # context length before scaling, tokens
+    attention: float = 1.0  # the temperature
+
+    def __post_init__(self) -> None:
+        _require_length(self.original)
+        if len(self.short) != len(self.long) or not all(factor > 0 for factor in (*self.short, *self.long)):
+            raise ShapeError(
+                f"{len(self.short)} short and {len(self.long)} long factors", remedy="Give one above 0 for each pair."
+            )
+
+    @property
+    def temperature(self) -> float:
+        return self.attention
 
     def at(self, frequencies: Tensor, length: int) -> Tensor:
-        """The frequencies for a text of ``length`` tokens."""
-        return raised(frequencies, self.factor * max(length, self.original) / self.original - (self.factor - 1))
+        return frequencies / torch.tensor(self.long if length > self.original else self.short)
+
+    def regime(self, lengths: Tensor) -> Tensor:
+        return self.original + (lengths > self.original).to(lengths.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,12 +232,18 @@ class Rope(nn.Module, Derived):
         rotary_dim: int
         theta: float = 10_000.0
         scaling: Scaling | None = None
+        interleaved: bool = False  # pairs are neighbours, not halves
 
         def __post_init__(self) -> None:
             if self.rotary_dim < 2 or self.rotary_dim % 2:
                 raise ShapeError(
                     f"Rotary positions over {self.rotary_dim} dimensions",
                     remedy="Give an even number: they are turned in pairs.",
+                )
+            if isinstance(self.scaling, LongRope) and len(self.scaling.short) != self.rotary_dim // 2:
+                raise ShapeError(
+                    f"{len(self.scaling.short)} factors for {self.rotary_dim} rotary dimensions",
+                    remedy="Give one for each pair.",
                 )
 
         def build(self) -> Rope:
@@ -200,7 +254,7 @@ class Rope(nn.Module, Derived):
         self.spec = spec
         self.key = f"rope/{spec.digest()}"
         self.temperature = spec.scaling.temperature if spec.scaling else 1.0
-        self.dynamic = spec.scaling if isinstance(spec.scaling, Dynamic) else None
+        self.by_length = spec.scaling if isinstance(spec.scaling, ByLength) else None
         self.register_buffer("frequencies", torch.empty(spec.rotary_dim // 2), persistent=False)
         if not self.frequencies.is_meta:
             self.derive()
@@ -221,7 +275,11 @@ class Rope(nn.Module, Derived):
             found = self.turns(context.positions, self.frequencies)
             context.memo[self.key] = found
         cos, sin = found
-        return rotate(q, cos, sin), rotate(k, cos, sin)
+        return self.rotate(q, cos, sin), self.rotate(k, cos, sin)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [batch, heads, time, head_dim], turned by the angles that `turns` gave."""
+        return rotate_neighbours(x, cos, sin) if self.spec.interleaved else rotate(x, cos, sin)
 
     def turns(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
         """positions [batch, time], frequencies [rotary/2] -> cos and sin [batch, 1, time, rotary/2], times temperature."""
@@ -230,10 +288,10 @@ class Rope(nn.Module, Derived):
         return (cos, sin) if self.temperature == 1.0 else (cos * self.temperature, sin * self.temperature)
 
     def at(self, length: int) -> Tensor:
-        """The frequencies for a text of ``length`` tokens, float32 [rotary/2]; the same for all unless dynamic."""
-        if self.dynamic is None:
+        """The frequencies for a text of ``length`` tokens, float32 [rotary/2]; the same for all unless it matters."""
+        if self.by_length is None:
             return self.frequencies
-        return self.dynamic.at(self.frequencies.cpu(), length).to(self.frequencies.device)
+        return self.by_length.at(self.frequencies.cpu(), length).to(self.frequencies.device)
 
 
 def frequencies(spec: Rope.Spec) -> Tensor:
@@ -249,4 +307,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     parts = [first * cos - second * sin, second * cos + first * sin]
+    return torch.cat([*parts, rest] if rest.shape[-1] else parts, dim=-1)
+
+
+def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As `rotate`, for pairs (x_{2i}, x_{2i+1})."""
+    half = cos.shape[-1]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    turned, rest = x[..., : 2 * half].unflatten(-1, (half, 2)), x[..., 2 * half :]
+    first, second = turned.unbind(-1)
+    parts = [torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)]
     return torch.cat([*parts, rest] if rest.shape[-1] else parts, dim=-1)

@@ -158,10 +158,10 @@ def plant_columns(network: Decoder, *, factor: float = FACTOR) -> Decoder:
 
 
 @functools.lru_cache(maxsize=2)
-@torch.no_grad()
 def _reference(seed: int, tiny: Tiny) -> tuple[Tensor, float]:
     network = trained(tiny, seed=seed)
-    return network(_tokens()).log_softmax(-1), held_out_nll(network)
+    with torch.no_grad():
+        return network(_tokens()).log_softmax(-1), held_out_nll(network)
 
 
 def _tokens() -> Tensor:
