@@ -104,7 +104,7 @@ class Size:
     layers: int = 2
     heads: int = 4
     rows: int = 64
-    steps: int = 600
+    steps: int = 1500
     rate: float = 4e-3
 
 
