@@ -22,13 +22,20 @@ from almanac.core.site import Site
 class Context:
     """What every layer may want to know about the tokens it sees.
 
-    Shapes: ``positions`` int64 [batch, time], position of each token in its own sequence; ``segments`` int64
-    [batch, time] or None, which packed sequence a token belongs to (tokens see only their own segment).
-    ``memo`` lets layers share what depends on the context alone, such as rotary angles.
+    - ``positions`` int64 [batch, time]: of each token in its own sequence
+    - ``segments`` int64 [batch, time] or None: which packed sequence a token belongs to; tokens see only their own
+    - ``prefix`` int64 [batch], or [batch, time] by token, or None: how many leading tokens of a sequence a `PrefixLM` mask
+      lets see each other
+    - ``encoder`` float [batch, source, width] or None: what an encoder made of another text, for cross-attention;
+      ``encoder_segments`` int64 [batch, source]: for which segment (0 without ``segments``), -1 being padding
+    - ``memo`` lets layers share what depends on the context alone, such as rotary angles
     """
 
     positions: Tensor
     segments: Tensor | None = None
+    prefix: Tensor | None = None
+    encoder: Tensor | None = None
+    encoder_segments: Tensor | None = None
     # not dict[str, Any], which torch.compile cannot call
     memo: dict[str, Any] = dataclasses.field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
 
@@ -51,6 +58,9 @@ class State(ABC):
 
         Raises UnsupportedError where the past cannot be recovered (recurrent states that keep no history).
         """
+
+    def require_trimmable(self, lengths: Sequence[int]) -> None:
+        """Raises what `trim` would raise for want of a past, and changes nothing: stacks ask all before any is trimmed."""
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> Self:
@@ -93,7 +103,12 @@ class StackState(State):
     def fork(self) -> StackState:
         return StackState([layer.fork() for layer in self.layers])
 
+    def require_trimmable(self, lengths: Sequence[int]) -> None:
+        for layer in self.layers:
+            layer.require_trimmable(lengths)
+
     def trim(self, lengths: Sequence[int]) -> None:
+        self.require_trimmable(lengths)
         for layer in self.layers:
             layer.trim(lengths)
 

@@ -7,6 +7,7 @@ other weight. What a weight is and what happens around a call are separate axes:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 class StoredWeight(nn.Module, ABC):
     """A weight kept in another form than a dense float tensor.
 
-    Shapes: ``shape`` is that of the dense weight, [out, in] for a linear map, [vocab, embed] for an embedding.
+    Shapes: ``shape`` is that of the dense weight, [out, in] for a linear map, [vocab, embed] for an embedding, [experts, out,
+    in] for many maps.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -40,6 +42,17 @@ class StoredWeight(nn.Module, ABC):
         """Rows of the dense weight; ids [...] -> [..., embed]. Override to expand only the rows needed."""
         return F.embedding(ids, self.dense())
 
+    def expert(self, index: int) -> Tensor:
+        """One of many matrices, float32 [out, in]. Override to expand no other."""
+        return self.dense()[index]
+
+    def grouped(self, x: Tensor, ends: Tensor) -> Tensor:
+        """x [n, in], sorted by expert, times the matrix of each; expert e's rows end at ``ends[e]`` -> [n, out].
+
+        Experts without rows are not expanded. Override for a fast path without gradient.
+        """
+        return by_group(x, ends, self.shape[1], lambda rows, index: F.linear(rows, self.expert(index).to(x.dtype)))
+
     @property
     def nbytes(self) -> int:
         """Bytes held by the stored form."""
@@ -52,6 +65,12 @@ class StoredWeight(nn.Module, ABC):
         if torch.is_grad_enabled() and x.requires_grad:
             return _FrozenLinear.apply(x, self)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         return self.linear(x)
+
+    def apply_grouped(self, x: Tensor, ends: Tensor) -> Tensor:
+        """``grouped`` with the gradient to ``x``; as in ``apply_linear`` nothing dense is kept."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _FrozenGrouped.apply(x, ends, self)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        return self.grouped(x, ends)
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -66,3 +85,30 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         stored: StoredWeight = ctx.stored
         return grads[0] @ stored.dense().to(grads[0].dtype), None
+
+
+class _FrozenGrouped(torch.autograd.Function):
+    """The same for many matrices, each with rows of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ends: Tensor, stored: StoredWeight) -> Tensor:
+        ctx.stored, ctx.ends = stored, ends
+        return stored.grouped(x.detach(), ends)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        stored: StoredWeight = ctx.stored
+        dtype = grads[0].dtype
+        back = by_group(grads[0], ctx.ends, stored.shape[2], lambda rows, index: rows @ stored.expert(index).to(dtype))
+        return back, None, None
+
+
+def by_group(x: Tensor, ends: Tensor, out: int, product: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """``product(rows, group)`` of every group that has rows, [n, out]; zero for rows of no group."""
+    y = x.new_zeros(len(x), out)
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        if start < end:
+            y[start:end] = product(x[start:end], group)
+        start = end
+    return y

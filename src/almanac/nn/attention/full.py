@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from almanac.core import spec
-from almanac.core.errors import ShapeError
+from almanac.core.errors import ShapeError, UnsupportedError
 from almanac.core.spec import Initialiser, Normal
 from almanac.core.state import Context, Mixer, State
+from almanac.nn.attention.backends import Sdpa, current
 from almanac.nn.attention.kv import KeyValueState, stack_rows
-from almanac.nn.attention.masks import Causal, Mask
+from almanac.nn.attention.masks import BothWays, Causal, Mask, visible, visible_after
 from almanac.nn.attention.scores import Rule, attend, attend_by_length
 from almanac.nn.linear import Linear
 from almanac.nn.norm import LayerNorm, RMSNorm
@@ -108,6 +109,11 @@ class Attention(Mixer):
             self.bias_key = f"{self.visible_key}/{spec.score_bias.digest()}"  # layers share what none has learned
 
     def init_state(self, rows: int, capacity: int) -> KeyValueState:
+        if isinstance(self.mask, BothWays):
+            raise UnsupportedError(
+                "Attention both ways keeps no state: every token depends on those after it",
+                remedy="Give the whole text in one call, without a state.",
+            )
         return KeyValueState.empty(rows, capacity)
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
@@ -122,7 +128,7 @@ class Attention(Mixer):
         rule = Rule(self.scale, self.softcap, self.sinks() if self.sinks is not None else None)
         if isinstance(state, KeyValueState):
             rows = enumerate(state.rows)
-            y = stack_rows([self._row((q[i], *row.append(k[i], v[i])), context, rule) for i, row in rows])
+            y = stack_rows([self._row(i, (q[i], *row.append(k[i], v[i])), context, rule) for i, row in rows])
         elif by_length and self.position is not None:
             mask = self._mask(context, plain=False)
             assert mask is not None
@@ -139,14 +145,14 @@ class Attention(Mixer):
         y = y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return norm(y) if norm is not None and not whole else y
 
-    def _row(self, projected: tuple[Tensor, Tensor, Tensor], context: Context, rule: Rule) -> Tensor:
+    def _row(self, index: int, projected: tuple[Tensor, Tensor, Tensor], context: Context, rule: Rule) -> Tensor:
         """One row that continues its past: q [n, t, d]; k, v [m, l, d] -> [n, t, d]."""
         q, k, v = projected
         time, length = q.shape[1], k.shape[1]
         by_length = self.position is not None and self.position.by_length is not None
         plain = self.score_bias is None and not by_length and self.mask.is_plain_causal(length)
         if (
-            time == 1 and plain and rule.is_plain
+            time == 1 and plain and rule.is_plain and isinstance(current(), Sdpa)
         ):  # nothing to mask: a group's heads are its one key-value head's queries
             grouped = q.view(self.num_kv_heads, -1, self.head_dim)
             y = F.scaled_dot_product_attention(grouped[None], k[None], v[None], scale=rule.scale)
@@ -155,8 +161,9 @@ class Attention(Mixer):
             return attend(q[None], k[None], v[None], None, rule)[0]
         positions = torch.arange(length, device=q.device)[None]
         queries = positions[:, length - time :]
-        visible = self.mask.allowed(queries[:, :, None], positions[:, None, :]).unsqueeze(1)
-        mask = self._biased(visible, queries, positions, context)
+        prefix = context.prefix[index : index + 1] if context.prefix is not None else None
+        allowed = visible_after(self.mask, time, length, prefix=prefix, device=q.device).unsqueeze(1)
+        mask = self._biased(allowed, queries, positions, context)
         if by_length and self.position is not None:
             return attend_by_length(self.position, (q[None], k[None], v[None]), mask, (queries, positions), rule)[0]
         return attend(q[None], k[None], v[None], mask, rule)[0]
@@ -168,9 +175,7 @@ class Attention(Mixer):
             return None
         found = context.memo.get(self.visible_key)
         if found is None:
-            found = self.mask.allowed(context.positions[:, :, None], context.positions[:, None, :])
-            if context.segments is not None:  # positions restart per segment, so order is judged within one only
-                found = found & (context.segments[:, :, None] == context.segments[:, None, :])
+            found = visible(self.mask, context)
             context.memo[self.visible_key] = found = found.unsqueeze(1)
         return self._biased(found, context.positions, context.positions, context)
 

@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from almanac.nn.attention.backends import current
 from almanac.nn.positions.rope import Rope
 
 
@@ -41,8 +41,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule = PL
 
     ``mask``, broadcast to [b, n, t, l]: bool is what may be seen, float is added; None means causal with t = l.
     """
-    if mask is not None and mask.is_floating_point():
-        mask = mask.to(q.dtype)
     if rule.softcap is not None:
         return _capped(q, k, v, mask, rule)
     if rule.sinks is not None:
@@ -51,10 +49,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule = PL
         mask = torch.cat([mask.expand(-1, q.shape[1], -1, -1), sinks], dim=-1)
         nothing = k.new_zeros(*k.shape[:2], 1, k.shape[3])
         k, v = torch.cat([k, nothing], dim=2), torch.cat([v, nothing], dim=2)
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, scale=rule.scale
-    )
+    return current().attend(q, k, v, mask, rule.scale)
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
@@ -79,7 +74,7 @@ def _causal(q: Tensor, k: Tensor) -> Tensor:
 def _added(mask: Tensor, q: Tensor) -> Tensor:
     """What may be seen -> what is added to the scores."""
     if mask.is_floating_point():
-        return mask
+        return mask.to(q.dtype)
     return torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
 
 

@@ -38,7 +38,7 @@ class RecurrentState(State):
     def fork(self) -> RecurrentState:
         return RecurrentState(self.parts, self._lengths)
 
-    def trim(self, lengths: Sequence[int]) -> None:
+    def require_trimmable(self, lengths: Sequence[int]) -> None:
         if len(lengths) != len(self._lengths) or any(
             not 0 <= wanted <= length for wanted, length in zip(lengths, self._lengths, strict=False)
         ):
@@ -51,6 +51,9 @@ class RecurrentState(State):
                 f"A recurrent state of {self._lengths} tokens cannot be taken back to {list(lengths)}: it keeps no past",
                 remedy="Fork the state before the tokens that may have to be forgotten.",
             )
+
+    def trim(self, lengths: Sequence[int]) -> None:
+        self.require_trimmable(lengths)
         kept = torch.tensor([bool(wanted) for wanted in lengths], device=self.parts[0].device)
         self.parts = tuple(part * kept.view(-1, *[1] * (part.dim() - 1)) for part in self.parts)
         self._lengths = list(lengths)
