@@ -1,8 +1,6 @@
-"""Toy models: one tiny spec per family that exists, and one made from ``nn`` directly.
+"""Toy models: one tiny spec per family that exists (`models.tiny`), and one made from ``nn`` directly.
 
-The specs come from ``Family.read`` on one configuration that sets every variation a family may know (windows, layers
-without positions, biases) with the family's own ``tiny`` over it; each takes what it understands. A new family file is
-therefore tested unlisted.
+A new family file is therefore tested unlisted.
 """
 
 from __future__ import annotations
@@ -17,7 +15,8 @@ from torch import Tensor, nn
 from almanac.core.site import Leaf
 from almanac.core.spec import Normal, Spec
 from almanac.core.technique import Plan, Technique, initialise
-from almanac.models.family import Family, Fields, families
+from almanac.models.family import Family, families
+from almanac.models.tiny import TINY, anatomy, tiny_spec
 from almanac.nn.attention.full import attention
 from almanac.nn.block import Block
 from almanac.nn.channel.dense import dense
@@ -31,25 +30,7 @@ from almanac.nn.stack import Decoder
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, CONTEXT, WINDOW = 97, 64, 3, 4, 2, 64, 7
 STD = 0.1  # of weights: logits differ by much more than rounding, which wider weights would amplify
 
-CONFIG: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 96,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "max_position_embeddings": CONTEXT,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "rope_theta": 500.0,
-    "attention_bias": True,
-    "sliding_window": WINDOW,
-    "use_sliding_window": True,
-    "max_window_layers": 1,
-    "no_rope_layer_interval": 2,
-    "tie_word_embeddings": True,
-}
-"""Sizes in blocks of 32, so that block formats fit; the window is shorter than the test sequences."""
+CONFIG = TINY
 
 
 @cache
@@ -60,13 +41,26 @@ def family_specs() -> dict[str, Decoder.Spec]:
 
 def toy_of(family: Family, **changes: Any) -> Decoder.Spec:
     """The toy spec of one family, with some configuration fields changed."""
-    return family.read(Fields({**CONFIG, **family.tiny, "model_type": family.model_type, **changes}))
+    return tiny_spec(family, **changes)
 
 
 @cache
 def specs() -> dict[str, Decoder.Spec]:
     """Every toy: those of the families, and ``plain``, which no family can express."""
     return {**family_specs(), "plain": plain()}
+
+
+@cache
+def varied() -> dict[str, Decoder.Spec]:
+    """Toys that together hold every kind of module there is, few of them: for tests too long for all."""
+    left = {name: anatomy(spec) for name, spec in specs().items()}
+    seen, chosen = anatomy(specs()["llama"]) | anatomy(specs()["plain"]), ["llama", "plain"]
+    while best := max(((len(kinds - seen), name) for name, kinds in left.items()), default=None):
+        if not best[0]:
+            break
+        chosen.append(best[1])
+        seen |= left.pop(best[1])
+    return {name: specs()[name] for name in sorted(chosen)}
 
 
 def plain() -> Decoder.Spec:

@@ -11,13 +11,16 @@ import toys
 from torch import Tensor
 
 from almanac.core.batch import pad_rows
-from almanac.core.errors import FileFormatError, RequestError, ShapeError
-from almanac.core.site import Site
+from almanac.core.errors import FileFormatError, RequestError, ShapeError, UnsupportedError
+from almanac.core.site import Leaf, Site
+from almanac.core.spec import Normal
 from almanac.core.state import Context, StackState
 from almanac.core.technique import Plan, assemble, initialise
 from almanac.models.family import Fields, families, family_for, family_for_gguf
 from almanac.models.hub_folder import family_of, shapes_of
 from almanac.models.tensor_layout import to_ours, to_theirs
+from almanac.nn.attention.full import Attention
+from almanac.nn.attention.masks import Causal, Mask
 from almanac.nn.stack import Decoder
 
 NAMES = sorted(toys.specs())
@@ -69,7 +72,7 @@ def test_spec_survives_json_with_its_digest(name: str) -> None:
     assert back == spec
     assert back.digest() == spec.digest()
     assert spec.with_(context_length=spec.context_length - 1).digest() != spec.digest()
-    changed = spec.replace("layers.1.mixer_norm", epsilon=0.5)
+    changed = spec.replace("embed", scale=0.5)
     assert changed.digest() != spec.digest()
     assert Decoder.Spec.from_dict(changed.to_dict()) == changed
 
@@ -176,8 +179,9 @@ def test_the_past_is_seen_as_far_as_the_masks_allow(model: Decoder) -> None:
     positions = torch.arange(TIME)
     reach = torch.eye(TIME, dtype=torch.bool)
     for layer in model.layers:
-        visible = layer.mixer.mask.allowed(positions[:, None], positions[None, :])
-        reach = (reach.float() @ visible.float()) > 0
+        masks = [vars(module)["mask"] for module in layer.modules() if isinstance(vars(module).get("mask"), Mask)]
+        for mask in masks or [Causal()]:  # recurrent layers see the whole past
+            reach = (reach.float() @ mask.allowed(positions[:, None], positions[None, :]).float()) > 0
     assert torch.equal(seen, reach[-1])
 
 
@@ -198,8 +202,9 @@ def test_packed_segments_are_isolated(model: Decoder) -> None:
     rows[1][3] = (rows[1][3] + 1) % toys.VOCAB
     tokens, context = packed(rows)
     again = logits_of(model, tokens, context)[0].split([len(row) for row in rows])
-    for index in (0, 2, 3):
-        assert torch.equal(again[index], together[index])
+    for index in (0, 2, 3):  # sums along a packed row may round otherwise; what is masked is masked exactly
+        exact = all(type(layer.mixer) is Attention for layer in model.layers)
+        torch.testing.assert_close(again[index], together[index], rtol=0, atol=0 if exact else TOLERANCE)
 
 
 def test_padding_changes_nothing(model: Decoder) -> None:
@@ -248,11 +253,21 @@ def test_rows_of_different_lengths_decode_as_if_alone(model: Decoder) -> None:
     assert produced == expected
 
 
+def trim(state: StackState, lengths: list[int]) -> None:
+    """Trims, or skips where the state keeps no past: then nothing of it may have changed."""
+    before = state.lengths
+    try:
+        state.trim(lengths)
+    except UnsupportedError as error:
+        assert all(layer.lengths == before for layer in state.layers)
+        pytest.skip(str(error))
+
+
 def test_trimmed_and_appended_equals_straight(model: Decoder) -> None:
     row, other = toys.tokens(2, 20), toys.tokens(2, 10, seed=9)
     straight = torch.cat([row[:, :8], other], dim=1)
     _, state = run(model, row, model.init_state(2, 32), [9])
-    state.trim([8, 8])
+    trim(state, [8, 8])
     assert state.lengths == [8, 8]
     tail, state = run(model, other, state, [1, 4])
     assert state.lengths == [18, 18]
@@ -262,7 +277,7 @@ def test_trimmed_and_appended_equals_straight(model: Decoder) -> None:
 def test_rows_trim_to_different_lengths(model: Decoder) -> None:
     row, other = toys.tokens(2, 20), toys.tokens(2, 5, seed=9)
     _, state = run(model, row, model.init_state(2, 32), [])
-    state.trim([20, 3])
+    trim(state, [20, 3])
     tail, _ = run(model, other, state, [])
     for index, kept in enumerate((20, 3)):
         straight = torch.cat([row[index : index + 1, :kept], other[index : index + 1]], dim=1)
@@ -272,7 +287,7 @@ def test_rows_trim_to_different_lengths(model: Decoder) -> None:
 
 @pytest.mark.parametrize("lengths", [[21, 20], [20], [20, -1]])
 def test_a_state_refuses_to_trim_to_what_it_has_not(lengths: list[int]) -> None:
-    model = toys.toy(NAMES[0])
+    model = toys.toy("llama")
     _, state = run(model, toys.tokens(2, 20), model.init_state(2, 32), [])
     with pytest.raises(ShapeError):
         state.trim(lengths)
@@ -286,15 +301,17 @@ def test_forks_never_see_each_other(model: Decoder, kept: tuple[int, int]) -> No
     for writer_first in (True, False):
         _, state = run(model, row, model.init_state(1, 64), [])
         fork = state.fork()
-        state.trim([kept[0]])
-        fork.trim([kept[1]])
+        trim(state, [kept[0]])
+        trim(fork, [kept[1]])
         order = [(state, left, kept[0]), (fork, right, kept[1])]
+        written = []
         for which, tail, past in order if writer_first else reversed(order):
-            got, _ = run(model, tail[:, :4], which, [1])
+            got, after = run(model, tail[:, :4], which, [1])
             straight = torch.cat([row[:, :past], tail], dim=1)
             expected = logits_of(model, straight)[:, past:]
             torch.testing.assert_close(got, expected[:, :4], rtol=0, atol=TOLERANCE)
-        for which, tail, past in order:  # and on, after both have written
+            written.append((after, tail, past))
+        for which, tail, past in written:  # and on, after both have written
             got, _ = run(model, tail[:, 4:], which, [])
             straight = torch.cat([row[:, :past], tail], dim=1)
             torch.testing.assert_close(got, logits_of(model, straight)[:, past + 4 :], rtol=0, atol=TOLERANCE)
@@ -314,13 +331,16 @@ def test_select_and_join_keep_rows_whole(model: Decoder) -> None:
 
 
 def test_nbytes_counts_the_buffers(model: Decoder) -> None:
-    state = model.init_state(2, 16)
-    assert state.nbytes == 0
-    _, state = run(model, toys.tokens(2, 5), state, [])
+    """Attention holds buffers for the capacity asked for, recurrent layers the same whatever the length."""
+    empty = model.init_state(2, 16)
+    _, state = run(model, toys.tokens(2, 5), empty, [])
+    _, longer = run(model, toys.tokens(2, 15), model.init_state(2, 16), [])
+    assert state.nbytes == longer.nbytes > 0
     mixers = [layer.mixer for layer in model.layers]
-    per_token = sum(2 * mixer.num_kv_heads * mixer.head_dim * 4 for mixer in mixers)
-    assert state.nbytes == 2 * 16 * per_token
-    assert state.select([0]).nbytes == 16 * per_token
+    if all(type(mixer) is Attention for mixer in mixers):
+        per_token = sum(2 * mixer.num_kv_heads * mixer.head_dim * 4 for mixer in mixers)
+        assert state.nbytes == 2 * 16 * per_token
+    assert state.select([0]).nbytes * 2 == state.nbytes
 
 
 def test_a_state_of_other_rows_is_refused(model: Decoder) -> None:
@@ -366,7 +386,8 @@ def test_initialise_fills_everything_and_repeats(name: str) -> None:
         assert torch.equal(tensor, two[key]), key
     assert any(not torch.equal(tensor, three[key]) for key, tensor in one.items())
     for path, leaf in toys.leaves(first).items():
-        assert 0.015 < float(leaf.dense_weight().detach().std()) < 0.025, path
+        if leaf.initialiser == Normal() and leaf.shape.numel() > 500:
+            assert 0.015 < float(leaf.dense_weight().detach().std()) < 0.025, path
         assert leaf.bias is None or not leaf.bias.any(), path
 
 
@@ -414,11 +435,13 @@ def test_every_sublayer_is_a_site(name: str, models: dict[str, Decoder]) -> None
     """Techniques act on sites, so a family made of modules that are none could not be worked on."""
     for layer in models[name].layers:
         assert isinstance(layer, Site)
-        assert isinstance(layer.mixer, Site)
-        assert isinstance(layer.channel, Site)
+        owners = {path.partition(".")[0] for path, module in layer.named_modules() if isinstance(module, Leaf)}
+        assert owners
+        for owner in owners:
+            assert isinstance(layer.get_submodule(owner), Site)
 
 
-@every_toy
+@pytest.mark.parametrize("name", sorted(toys.varied()))
 def test_forward_compiles_as_one_graph(name: str, models: dict[str, Decoder]) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(models[name], backend="aot_eager", fullgraph=True)

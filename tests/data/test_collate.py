@@ -151,7 +151,7 @@ def test_packing_refuses_what_is_too_long() -> None:
         pack_rows([[1] * 5], [[True] * 5], width=4, pad_id=0)
 
 
-@pytest.mark.parametrize("name", sorted(toys.specs()))
+@pytest.mark.parametrize("name", sorted(toys.varied()))
 def test_packed_and_padded_examples_equal_separate_ones(name: str) -> None:
     model, rows = toys.toy(name), make_rows(9)
     packed = packed_batches(rows, 3 * MICRO)

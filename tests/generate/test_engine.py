@@ -19,7 +19,7 @@ from almanac.generate.sampling import Sampling, sampling
 from almanac.nn.stack import Decoder
 
 
-@pytest.fixture(scope="module", params=sorted(toys.specs()))
+@pytest.fixture(scope="module", params=sorted(toys.varied()))
 def model(request: pytest.FixtureRequest) -> Decoder:
     return toys.toy(request.param)
 

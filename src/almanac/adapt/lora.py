@@ -3,9 +3,9 @@
 Hu 2021, arXiv 2106.09685, equation 3: h = W x + (alpha / rank) B A x, with A random and B zero at the start: training
 begins at the base model. Over a 4-bit base this is QLoRA (Dettmers 2023, arXiv 2305.14314); the base's
 format is not this file's business. We deviate from LoRA's paper in adapting every linear map by default, as QLoRA
-found best.
+found best. Experts get an update each.
 
-Legend: x [..., in]; A [rank, in]; B [out, rank]; W [out, in].
+Legend: x [..., in]; A [rank, in]; B [out, rank]; W [out, in]; of e experts A [e, rank, in], B [e, out, rank], W [e, out, in].
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from almanac.core.errors import SelectionError, ShapeError, UnsupportedError
-from almanac.core.site import AROUND, Around, select
+from almanac.core.site import AROUND, Around, Leaf
 from almanac.core.technique import Attachment
 from almanac.core.weight import StoredWeight
-from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import linear_maps, through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +48,29 @@ class Lora(Attachment):
             raise UnsupportedError(f"A dropout of {self.dropout}", remedy="Give a number from 0 to below 1.")
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        sites = select(model, self.targets, of=Linear)
+        sites = linear_maps(model, self.targets)
         if any(site.wrapper(self.name) is not None for site in sites.values()):
             raise SelectionError(f"{self.name!r} is already attached", remedy="Detach it first or choose another name.")
         model.requires_grad_(False)
+        device = next(model.parameters()).device  # for sites that hold no tensor of their own
         for path, site in sites.items():
-            wrapper = LowRank(site.shape, self).to(next(site.parameters()).device)
+            held = next(site.parameters(), None)
+            wrapper = LowRank(site.shape, self).to(device if held is None else held.device)
             if not wrapper.a.is_meta:
                 wrapper.initialise(seed_of(self.seed, f"{path}.{self.name}"))
             site.wrap(self.name, wrapper)
-        for wrapper in (w for module in model.modules() if isinstance(module, Linear) for w in module.chain):
+        for wrapper in (w for module in model.modules() if isinstance(module, Leaf) for w in module.chain):
             wrapper.requires_grad_(True)
 
     def detach(self, model: nn.Module) -> None:
-        for site in select(model, self.targets, of=Linear).values():
+        for site in linear_maps(model, self.targets).values():
             site.unwrap(self.name)
         if not any(AROUND in name.split(".") for name, _ in model.named_modules()):
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
 
     def fold(self, model: nn.Module) -> None:
-        sites = select(model, self.targets, of=Linear)
+        sites = linear_maps(model, self.targets)
         if any(isinstance(site.weight, StoredWeight) for site in sites.values()):
             raise UnsupportedError(
                 "An update cannot be folded into a quantized weight without loss",
@@ -91,24 +93,24 @@ class LowRank(Around):
         super().__init__()
         self.scaling = technique.alpha / technique.rank
         self.dropout = technique.dropout
-        self.a = nn.Parameter(torch.empty(technique.rank, shape[1]))
-        self.b = nn.Parameter(torch.zeros(shape[0], technique.rank))
+        self.a = nn.Parameter(torch.empty(*shape[:-2], technique.rank, shape[-1]))
+        self.b = nn.Parameter(torch.zeros(*shape[:-1], technique.rank))
 
     def initialise(self, seed: int) -> None:
         """A uniform within ±1/sqrt(in) (the linear layer's own default), B zero."""
         generator = torch.Generator().manual_seed(seed)
-        bound = 1 / math.sqrt(self.a.shape[1])
+        bound = 1 / math.sqrt(self.a.shape[-1])
         with torch.no_grad():
             self.a.uniform_(-bound, bound, generator=generator)
             self.b.zero_()
 
-    def forward(self, following: Callable[..., Tensor], x: Tensor) -> Tensor:
-        y = following(x)
+    def forward(self, following: Callable[..., Tensor], x: Tensor, *ends: Tensor) -> Tensor:
+        y = following(x, *ends)
         inner = (F.dropout(x, self.dropout, self.training) if self.dropout else x).to(self.a.dtype)
-        return torch.add(y, F.linear(F.linear(inner, self.a), self.b).to(y.dtype), alpha=self.scaling)
+        return torch.add(y, through(through(inner, self.a, *ends), self.b, *ends).to(y.dtype), alpha=self.scaling)
 
     def update(self) -> Tensor:
-        """The change of the weight, (alpha / rank) B A, [out, in]."""
+        """The change of the weight, (alpha / rank) B A, of the weight's shape."""
         return self.scaling * (self.b @ self.a)
 
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from almanac.core.errors import UnsupportedError
-from almanac.core.weight import StoredWeight
-from almanac.nn.linear import Linear
+from almanac.core.weight import StoredWeight, by_group
+from almanac.nn.linear_maps import LinearMap, matrices
 from almanac.nn.stack import Decoder
 
 ROWS, TIME = 8, 64  # of the tokens drawn where none are given
@@ -57,6 +57,12 @@ class Inputs:
         if self.gram is not None:
             self.gram += x.T @ x
 
+    @property
+    def required_gram(self) -> Tensor:
+        """``gram`` where it was asked for."""
+        assert self.gram is not None, "observed without gram"
+        return self.gram
+
     def or_white(self) -> Inputs:
         """These; or for a map that no token reached (an idle expert), those of white noise: all channels count alike."""
         if self.count:
@@ -66,9 +72,9 @@ class Inputs:
 
 
 class _Recorder(StoredWeight):
-    """A weight that keeps count of what it is multiplied with."""
+    """A weight that keeps count of what it is multiplied with, apart for each expert."""
 
-    def __init__(self, weight: Tensor | StoredWeight, inputs: Inputs) -> None:
+    def __init__(self, weight: Tensor | StoredWeight, inputs: Sequence[Inputs]) -> None:
         super().__init__(tuple(weight.shape))
         self.kept = (weight,)  # in a tuple, so that nothing is registered twice
         self.inputs = inputs
@@ -78,9 +84,17 @@ class _Recorder(StoredWeight):
         return weight.dense() if isinstance(weight, StoredWeight) else weight
 
     def linear(self, x: Tensor) -> Tensor:
-        self.inputs.add(x)
+        self.inputs[0].add(x)
         weight = self.kept[0]
         return weight.linear(x) if isinstance(weight, StoredWeight) else F.linear(x, weight)
+
+    def grouped(self, x: Tensor, ends: Tensor) -> Tensor:
+        def product(rows: Tensor, index: int) -> Tensor:
+            self.inputs[index].add(rows)
+            weight = self.kept[0]
+            return F.linear(rows, weight.expert(index) if isinstance(weight, StoredWeight) else weight[index])
+
+        return by_group(x, ends, self.shape[1], product)
 
 
 def batches(model: nn.Module, calibration: Iterable[Tensor] | None) -> list[Tensor]:
@@ -103,11 +117,14 @@ def batches(model: nn.Module, calibration: Iterable[Tensor] | None) -> list[Tens
 
 @torch.no_grad()
 def observe(
-    model: nn.Module, sites: Mapping[str, Linear], tokens: Sequence[Tensor], *, gram: bool = False
+    model: nn.Module, sites: Mapping[str, LinearMap], tokens: Sequence[Tensor], *, gram: bool = False
 ) -> dict[str, Inputs]:
-    """path -> statistics of the inputs of each of ``sites`` while ``model`` reads ``tokens``."""
+    """Name of each matrix of ``sites`` (`matrices`) -> statistics of its inputs while ``model`` reads ``tokens``."""
     device = next(model.parameters()).device
-    found = {path: Inputs.nothing(site.shape[1], gram=gram, device=device) for path, site in sites.items()}
+    found = {
+        path: {name: Inputs.nothing(matrix.shape[1], gram=gram, device=device) for name, matrix in named.items()}
+        for path, named in matrices(sites).items()
+    }
     training = model.training
     model.eval()
     try:
@@ -116,24 +133,24 @@ def observe(
                 model(batch.to(device))
     finally:
         model.train(training)
-    return {path: inputs.or_white() for path, inputs in found.items()}
+    return {name: inputs.or_white() for named in found.values() for name, inputs in named.items()}
 
 
 @contextmanager
-def _recording(sites: Mapping[str, Linear], found: Mapping[str, Inputs]) -> Iterator[None]:
+def _recording(sites: Mapping[str, LinearMap], found: Mapping[str, Mapping[str, Inputs]]) -> Iterator[None]:
     before = {path: site.weight for path, site in sites.items()}
     try:
         for path, site in sites.items():
-            site.set_weight(_Recorder(before[path], found[path]))
+            site.set_weight(_Recorder(before[path], list(found[path].values())))
         yield
     finally:
         for path, site in sites.items():
             site.set_weight(before[path])
 
 
-def by_layer(sites: Mapping[str, Linear]) -> list[dict[str, Linear]]:
+def by_layer(sites: Mapping[str, LinearMap]) -> list[dict[str, LinearMap]]:
     """The sites in the order of the model, those of one layer (``layers.3``) together."""
-    found: dict[str, dict[str, Linear]] = {}
+    found: dict[str, dict[str, LinearMap]] = {}
     for path, site in sites.items():
         parts = path.split(".")
         numbers = [place for place, part in enumerate(parts) if part.isdigit()]

@@ -22,24 +22,18 @@ from torch import Tensor
 from almanac.adapt.lora import Lora, LowRank
 from almanac.compress.quantize.blocks import LOSS_BOUNDS, Blocks
 from almanac.core.errors import IntegrityError, ParityError, UnsupportedError
-from almanac.core.site import Leaf, select
+from almanac.core.site import Leaf
 from almanac.files.gguf.formats import format_named
 from almanac.files.gguf.writer import write_gguf
 from almanac.files.safetensors import open_safetensors, write_safetensors
 from almanac.files.store import sync_folder, write_atomic
 from almanac.language_model.load import load_gguf
 from almanac.language_model.save import move_into_place, save
-from almanac.models.family import Family
-from almanac.models.gguf_file import (
-    FREQUENCY_FACTORS,
-    frequency_factors,
-    gguf_metadata,
-    gguf_order,
-    without_factors,
-)
-from almanac.models.hub_folder import Config, family_of
+from almanac.models.gguf_file import Row, described, fused, gguf_order
+from almanac.models.hub_folder import family_of
 from almanac.models.tensor_layout import Same
 from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import linear_maps
 from almanac.nn.stored.blocks import BlockWeight
 from almanac.tokenizers.gguf import to_gguf_metadata
 from almanac.verify import certificate as certificates
@@ -92,18 +86,16 @@ def export_gguf(lm: LanguageModel, path: Path, quantization: str | None) -> Path
     """One GGUF file with tokenizer and template inside, and its certificate beside it."""
     keep = quantization is None and all(isinstance(step, Blocks) for step in lm.plan.techniques)
     source = lm if keep else merged(lm)
-    family, config = _gguf_family(source)
-    chosen = quantization or "F16"
-    tensors: dict[str, tuple[str, Tensor, tuple[int, ...]]] = {}
+    family, metadata, more = described(source.spec, lm.family)
+    rows: list[tuple[str, Row]] = []
     worst = 0.0
-    for name, leaf_format, tensor, shape in _rows(source, chosen):
+    for name, leaf_format, tensor, shape in _rows(source, quantization or "F16"):
         target, ordered = gguf_order(name, tensor, family, source.spec)
-        tensors[target] = (leaf_format, ordered, shape)
+        rows.append((target, (name, leaf_format, ordered, shape)))
         packed_already = keep and leaf_format not in ("F16", "F32")
         worst = max(worst, 0.0 if packed_already else LOSS_BOUNDS.get(leaf_format, 0.0))
-    if (factors := frequency_factors(source.spec)) is not None:
-        tensors[FREQUENCY_FACTORS] = ("F32", factors, tuple(factors.shape))
-    metadata: dict[str, Any] = gguf_metadata(source.spec, config, family)
+    tensors = fused(rows, family, source.spec)
+    tensors |= {name: ("F32", tensor, tuple(tensor.shape)) for name, tensor in more.items()}
     metadata |= _words(source)
     metadata |= {"general.name": str(lm.provenance.get("source", "almanac")), "general.quantization_version": 2}
     with _beside(path) as scratch:
@@ -127,9 +119,14 @@ def export_peft(lm: LanguageModel, path: Path) -> Path:
     names = {row.ours: row.safetensors for row in known[0].rows(lm.spec) if row.layout == Same()}
     tensors: dict[str, Tensor] = {}
     modules: list[str] = []
-    for site_path, site in select(lm.network, lora.targets, of=Linear).items():
+    for site_path, site in linear_maps(lm.network, lora.targets).items():
         wrapper = site.wrapper(lora.name)
         assert isinstance(wrapper, LowRank)
+        if not isinstance(site, Linear):
+            raise UnsupportedError(
+                f"{site_path} holds many matrices, for each of which there is an update, as PEFT has no form for",
+                remedy="Save it as an almanac folder, or merge it and export in the hf format.",
+            )
         if not isinstance(name := names.get(site_path), str):
             raise UnsupportedError(
                 f"{site_path} is a part of a fused tensor of {known[0].model_type}, which PEFT adapts as a whole",
@@ -164,17 +161,6 @@ def _beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _gguf_family(lm: LanguageModel) -> tuple[Family, Config]:
-    known = family_of(without_factors(lm.spec), lm.family, gguf=True)
-    if known is None:
-        raise UnsupportedError(
-            f"GGUF has no architecture for this {lm.family or 'model'} (its windows, layers without positions or "
-            "biases would be lost)",
-            remedy="Export as hf instead.",
-        )
-    return known
-
-
 def _words(lm: LanguageModel) -> dict[str, Any]:
     """The tokenizer's metadata, with a name for every row of the embedding: readers count rows by the tokens."""
     metadata = to_gguf_metadata(lm.tokenizer)
@@ -186,9 +172,9 @@ def _words(lm: LanguageModel) -> dict[str, Any]:
     return metadata
 
 
-def _rows(lm: LanguageModel, chosen: str) -> list[tuple[str, str, Tensor, tuple[int, ...]]]:
-    """(name, GGUF format, tensor packed or dense, dense shape) of every parameter, in module order."""
-    out: list[tuple[str, str, Tensor, tuple[int, ...]]] = []
+def _rows(lm: LanguageModel, chosen: str) -> list[Row]:
+    """A row for every parameter, in module order."""
+    out: list[Row] = []
     leaves = {path: module for path, module in lm.network.named_modules() if isinstance(module, Leaf)}
     seen: set[str] = set()
     for name, parameter in lm.network.named_parameters():
@@ -198,8 +184,8 @@ def _rows(lm: LanguageModel, chosen: str) -> list[tuple[str, str, Tensor, tuple[
             if owner not in seen:
                 seen.add(owner)
                 out.append((f"{owner}.weight", leaf.weight.format.name, leaf.weight.codes.detach(), tuple(leaf.shape)))
-        elif parameter.dim() == 2:
-            format = _fitting(chosen, parameter.shape[1], is_embedding=owner in ("embed", "head.projection"))
+        elif leaf is not None and parameter is leaf.weight and parameter.dim() >= 2:
+            format = _fitting(chosen, parameter.shape[-1], is_embedding=owner in ("embed", "head.projection"))
             out.append((name, format, parameter.detach(), tuple(parameter.shape)))
         else:
             out.append((name, "F32", parameter.detach().float(), tuple(parameter.shape)))

@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,41 +22,31 @@ from almanac.core.site import Leaf
 from almanac.core.technique import Plan, Technique, assemble, initialise
 from almanac.core.weight import StoredWeight
 from almanac.files.gguf.formats import FORMATS
-from almanac.models.family import Fields, families
+from almanac.models.family import families, family_for
+from almanac.models.tiny import anatomy, tiny_spec
 from almanac.nn.stack import Decoder
 
 DENSE = "dense"
-LAYERS, TIME = 2, 6
-CONFIG: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 256,  # one block of the largest kind, so that every block format fits
-    "intermediate_size": 256,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "sliding_window": 4,
-    "use_sliding_window": True,
-    "max_window_layers": 1,
-    "no_rope_layer_interval": 2,
-    "tie_word_embeddings": True,
-}
-"""Every variation that a family may know; each takes what it understands."""
+TIME = 6
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 1, "num_hidden_layers": 2}
+"""One block of the largest kind, so that every block format fits."""
+FORMATS_FOR_ALL = (DENSE, "int8", "Q8_0")
 
 HEAD = """# What works with what
 
-Written by `python -m almanac.verify.matrix`: every pair below was tried on a tiny model of the family whose weights are
-kept in the named format. "yes" means that the technique attached, outputs stayed finite, gradients reached what it
+Written by `python -m almanac.verify.matrix`: every pair below was tried on a tiny model whose weights are kept in the named
+format, a Llama in every format, and families of every anatomy (made of the same kinds of modules, so that one is tried
+for all of a line) in three. "yes" means that the technique attached, outputs stayed finite, gradients reached what it
 trains, and spec, plan and tensors gave the same model back, bit for bit. Everything else is refused, with the reason.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One technique on one family in one weight format; ``reason`` is None where it works."""
+    """One technique on models of one anatomy in one weight format; ``reason`` is None where it works."""
 
     technique: str
-    family: str
+    family: str  # or families, by name
     format: str
     reason: str | None
 
@@ -97,14 +86,14 @@ def weight_formats() -> dict[str, Plan]:
 
 def cells() -> list[Cell]:
     """Tries everything on everything, on one thread: the models are too small to gain from more."""
-    chosen, found = all_techniques(), []
+    chosen, found, formats = all_techniques(), list[Cell](), weight_formats()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for family, spec in _specs().items():
-            for format, plan in weight_formats().items():
-                _, model = plan.replay(spec, initialise(spec.build(), seed=0))
-                base = _Base(spec, plan, _tensors(model))
+            for format in formats if family == WIDEST else [name for name in FORMATS_FOR_ALL if name in formats]:
+                _, model = formats[format].replay(spec, initialise(spec.build(), seed=0))
+                base = _Base(spec, formats[format], _tensors(model))
                 for technique in chosen:
                     found.append(Cell(technique.title, family, format, _reason(partial(_attempt, base, technique))))
     finally:
@@ -113,17 +102,20 @@ def cells() -> list[Cell]:
 
 
 def render() -> str:
-    """The matrix as Markdown: a table per technique, families down, weight formats across, reasons below."""
+    """The matrix as Markdown: a list of formats and a table of families for each technique, reasons below."""
     found, formats = cells(), list(weight_formats())
     parts = [HEAD]
     for technique in all_techniques():
         mine = {(cell.family, cell.format): cell.reason for cell in found if cell.technique == technique.title}
         reasons = sorted({reason for reason in mine.values() if reason is not None})
-        lines = [f"## {technique.title}", "", _promises(technique), "", _row(["family", *formats])]
+        lines = [f"## {technique.title}", "", _promises(technique), "", _row(["model", *formats])]
         lines.append(_row(["---"] * (len(formats) + 1)))
+        lines.append(_row([WIDEST, *(_mark(mine[WIDEST, format], reasons) for format in formats)]))
+        columns = [format for format in FORMATS_FOR_ALL if format in formats]
+        lines += ["", _row(["families", *columns]), _row(["---"] * (len(columns) + 1))]
         for family in _specs():
-            marks = [_mark(mine[family, format], reasons) for format in formats]
-            lines.append(_row([family, *marks]))
+            if family != WIDEST:
+                lines.append(_row([family, *(_mark(mine[family, format], reasons) for format in columns)]))
         if reasons:
             lines += ["", *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))]
         parts.append("\n".join(lines) + "\n")
@@ -153,8 +145,18 @@ def _documents() -> Path:
     return folder
 
 
+WIDEST = "llama of width 256"
+
+
+@cache
 def _specs() -> dict[str, Decoder.Spec]:
-    return {family.model_type: family.read(Fields(CONFIG)) for family in families()}
+    """The models that are tried: the one for every format, then one of each anatomy under the names of all of it."""
+    named: dict[frozenset[str], list[str]] = {}
+    specs = {family.model_type: tiny_spec(family) for family in families()}
+    for name, spec in specs.items():
+        named.setdefault(anatomy(spec), []).append(name)
+    tried = {", ".join(names): specs[names[0]] for names in named.values()}
+    return {WIDEST: tiny_spec(family_for("llama"), **WIDE), **tried}
 
 
 def _stores(plan: Plan) -> bool:

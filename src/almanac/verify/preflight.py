@@ -21,7 +21,7 @@ from almanac.core.errors import PreflightError
 from almanac.core.site import AROUND
 from almanac.data.collate import Row, padded_batches
 from almanac.data.pack import pack_rows
-from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import LinearMap
 from almanac.train.criterion import Criterion, NextToken
 from almanac.train.settings import TrainSettings
 
@@ -220,7 +220,7 @@ def adapters_reach(network: nn.Module) -> Finding:
     linear = {
         path: module
         for path, module in network.named_modules()
-        if isinstance(module, Linear) and AROUND not in path.split(".")
+        if isinstance(module, LinearMap) and AROUND not in path.split(".")
     }
     reached = {path for path, module in linear.items() if any(p.requires_grad for p in module.parameters())}
     share = sum(linear[path].shape.numel() for path in reached) / max(1, sum(m.shape.numel() for m in linear.values()))

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from almanac.core.errors import SelectionError, ShapeError, UnsupportedError
-from almanac.core.site import select
 from almanac.core.weight import StoredWeight
-from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import linear_maps
 
 Tensors = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
@@ -57,7 +56,7 @@ def find_ticket(network: nn.Module, train: Train, *, rounds: int, share: float, 
 def prunable(network: nn.Module, targets: str = "**") -> dict[str, nn.Parameter]:
     """The weights of the selected linear maps, by parameter name. Raises SelectionError and UnsupportedError."""
     found: dict[str, nn.Parameter] = {}
-    for path, site in select(network, targets, of=Linear).items():
+    for path, site in linear_maps(network, targets).items():
         if isinstance(site.weight, StoredWeight):
             raise UnsupportedError(
                 f"{path} is quantized and cannot be pruned", remedy="Prune first and quantize what is left."

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from almanac.compress.prune.pattern import Pattern, PerRow
-from almanac.core.site import select
 from almanac.core.technique import Attachment
-from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import LinearMap, linear_maps
 from almanac.nn.stored.masked import MaskedWeight
 
 LOSS_BOUND = 5.0  # mean KL divergence, nats per token; what half of the weights may cost depends on the model
@@ -39,16 +38,16 @@ class Magnitude(Attachment):
         return LOSS_BOUND
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        sites = select(model, self.targets, of=Linear)
+        sites = linear_maps(model, self.targets)
         sizes = {path: kept(site, self.pattern) for path, site in sites.items()}  # all are judged before one is changed
         for path, site in sites.items():
             weight = site.dense_weight()
             if weight.is_meta:
-                site.set_weight(MaskedWeight.empty((weight.shape[0], weight.shape[1]), sizes[path]))
+                site.set_weight(MaskedWeight.empty(tuple(weight.shape), sizes[path]))
             else:
-                site.set_weight(MaskedWeight.pack(weight, self.pattern.mask(weight.detach().float().abs())))
+                site.set_weight(MaskedWeight.pack(weight, self.pattern.masks(weight.detach().float().abs())))
 
 
-def kept(site: Linear, pattern: Pattern) -> int:
+def kept(site: LinearMap, pattern: Pattern) -> int:
     """How many weights of a map are kept. Raises UnsupportedError where the pattern does not fit it."""
-    return pattern.kept(site.shape[0], site.shape[1])
+    return site.shape[:-2].numel() * pattern.kept(site.shape[-2], site.shape[-1])

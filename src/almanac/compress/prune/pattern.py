@@ -38,6 +38,10 @@ class Pattern(Value):
         order = grouped.argsort(dim=1, descending=True, stable=True)[:, : self.keep(grouped.shape[1])]
         return torch.zeros_like(grouped, dtype=torch.bool).scatter_(1, order, True).view(scores.shape)
 
+    def masks(self, scores: Tensor) -> Tensor:
+        """`mask` of a matrix, or of each of many [experts, out, in]."""
+        return self.mask(scores) if scores.dim() == 2 else torch.stack([self.mask(matrix) for matrix in scores])
+
     def kept(self, rows: int, width: int) -> int:
         """How many of a weight [rows, width] are kept."""
         groups = self.groups(torch.empty(rows, width, device="meta"))

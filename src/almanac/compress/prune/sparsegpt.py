@@ -19,9 +19,8 @@ from almanac.compress.calibrate import batches, by_layer, observe
 from almanac.compress.prune.pattern import Pattern, PerLayer
 from almanac.compress.surgeon import BLOCK, inverse_factor, sweep
 from almanac.core.errors import UnsupportedError
-from almanac.core.site import select
 from almanac.core.technique import Attachment
-from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import linear_maps, matrices
 from almanac.nn.stored.masked import MaskedWeight
 
 LOSS_BOUND = 5.0  # mean KL divergence, nats per token; what half of the weights may cost depends on the model
@@ -52,25 +51,30 @@ class SparseGpt(Attachment):
         return LOSS_BOUND
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        sites = select(model, self.targets, of=Linear)
+        sites = linear_maps(model, self.targets)
         sizes = {path: kept(site.shape, self.pattern) for path, site in sites.items()}
         if next(model.parameters()).is_meta:
             for path, site in sites.items():
-                site.set_weight(MaskedWeight.empty((site.shape[0], site.shape[1]), sizes[path]))
+                site.set_weight(MaskedWeight.empty(tuple(site.shape), sizes[path]))
             return
         tokens = batches(model, calibration)
         for layer in by_layer(sites):
-            for path, inputs in observe(model, layer, tokens, gram=True).items():
-                assert inputs.gram is not None
-                weight, mask = prune(layer[path].dense_weight(), inputs.gram, self.pattern, damping=self.damping)
-                layer[path].set_weight(MaskedWeight.pack(weight, mask))
+            seen = observe(model, layer, tokens, gram=True)
+            for path, named in matrices(layer).items():
+                found = [
+                    MaskedWeight.pack(*prune(weight, seen[name].required_gram, self.pattern, damping=self.damping))
+                    for name, weight in named.items()
+                ]
+                layer[path].set_weight(found[0] if path in named else MaskedWeight.stack(found))
 
 
 def kept(shape: torch.Size, pattern: Pattern) -> int:
     """How many of a weight are kept, block by block. Raises UnsupportedError where the pattern does not fit it."""
-    pattern.kept(shape[0], shape[1])
+    rows, width = shape[-2:]
+    pattern.kept(rows, width)
     step = pattern.step(BLOCK)
-    return sum(pattern.kept(shape[0], min(step, shape[1] - start)) for start in range(0, shape[1], step))
+    each = sum(pattern.kept(rows, min(step, width - start)) for start in range(0, width, step))
+    return shape[:-2].numel() * each
 
 
 def prune(weight: Tensor, gram: Tensor, pattern: Pattern, *, damping: float) -> tuple[Tensor, Tensor]:

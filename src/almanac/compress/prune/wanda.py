@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from almanac.compress.calibrate import batches, by_layer, observe
+from almanac.compress.prune.magnitude import kept
 from almanac.compress.prune.pattern import Pattern, PerRow
-from almanac.core.site import select
 from almanac.core.technique import Attachment
-from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import linear_maps, matrices
 from almanac.nn.stored.masked import MaskedWeight
 
 LOSS_BOUND = 5.0  # mean KL divergence, nats per token; what half of the weights may cost depends on the model
@@ -41,17 +42,19 @@ class Wanda(Attachment):
         return LOSS_BOUND
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        sites = select(model, self.targets, of=Linear)
-        sizes = {path: self.pattern.kept(site.shape[0], site.shape[1]) for path, site in sites.items()}
+        sites = linear_maps(model, self.targets)
+        sizes = {path: kept(site, self.pattern) for path, site in sites.items()}
         if next(model.parameters()).is_meta:
             for path, site in sites.items():
-                site.set_weight(MaskedWeight.empty((site.shape[0], site.shape[1]), sizes[path]))
+                site.set_weight(MaskedWeight.empty(tuple(site.shape), sizes[path]))
             return
         tokens = batches(model, calibration)
         for layer in by_layer(sites):
-            for path, inputs in observe(model, layer, tokens).items():
+            seen = observe(model, layer, tokens)
+            for path, named in matrices(layer).items():
+                masks = [self.pattern.mask(scores(weight, seen[name].squares)) for name, weight in named.items()]
                 weight = layer[path].dense_weight()
-                layer[path].set_weight(MaskedWeight.pack(weight, self.pattern.mask(scores(weight, inputs.squares))))
+                layer[path].set_weight(MaskedWeight.pack(weight, torch.stack(masks).view(weight.shape)))
 
 
 def scores(weight: Tensor, squares: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from almanac.compress.calibrate import batches, observe
+from almanac.compress.calibrate import Inputs, batches, observe
 from almanac.compress.quantize.round_to_nearest import Grid, store, vacant
 from almanac.core.errors import UnsupportedError
-from almanac.core.site import select
 from almanac.core.technique import Attachment
-from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import linear_maps, matrices
+from almanac.nn.stored.grouped import GroupedWeight
 
 FLOOR = 1e-4  # the smallest scale, before it is normalised: a channel never active must not divide by zero
 
@@ -49,16 +49,21 @@ class Awq(Attachment):
         return self.grid.loss_bound()
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        sites = select(model, self.targets, of=Linear)
+        sites = linear_maps(model, self.targets)
         if next(model.parameters()).is_meta:
             for site in sites.values():
                 site.set_weight(vacant(site.shape, self.grid, columns=True))
             return
-        for path, inputs in observe(model, sites, batches(model, calibration), gram=True).items():
-            assert inputs.gram is not None
-            weight = sites[path].dense_weight()
-            found = search(weight, inputs.absolute / inputs.count, inputs.gram, grid=self.grid, steps=self.steps)
-            sites[path].set_weight(store(weight, self.grid, columns=found))
+        seen = observe(model, sites, batches(model, calibration), gram=True)
+        for path, named in matrices(sites).items():
+            found = [_stored(weight, seen[name], self) for name, weight in named.items()]
+            sites[path].set_weight(found[0] if path in named else GroupedWeight.stack(found))
+
+
+def _stored(weight: Tensor, inputs: Inputs, technique: Awq) -> GroupedWeight:
+    importance, grid = inputs.absolute / inputs.count, technique.grid
+    columns = search(weight, importance, inputs.required_gram, grid=grid, steps=technique.steps)
+    return store(weight, grid, columns=columns)
 
 
 def scales(importance: Tensor, exponent: float) -> Tensor:

@@ -3,7 +3,7 @@
 The formats are llama.cpp's (ggml; K-quants: Kawrakow 2023, llama.cpp pull request 1684). For Q4_1: the 32 weights of a
 block become codes 0..15 between their minimum m and maximum, w = d · code + m, with d and m in half precision.
 
-Legend: W [out, in], in a multiple of the format's block; codes uint8 [out, bytes of a row].
+Legend: W [out, in] (experts [e, out, in]), in a multiple of the format's block; codes uint8 [out, bytes of a row].
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from almanac.core.site import Leaf, select
 from almanac.core.technique import Attachment
 from almanac.files.gguf.format import Format
 from almanac.files.gguf.formats import format_named
+from almanac.nn.channel.moe.experts import Experts
 from almanac.nn.stored.blocks import BlockWeight
 
 LOSS_BOUNDS = {
@@ -46,7 +47,11 @@ class Blocks(Attachment):
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
         chosen = format_named(self.format)
-        leaves = select(model, self.targets, of=Leaf)
+        leaves = {
+            path: leaf
+            for path, leaf in select(model, self.targets, of=Leaf).items()
+            if len(leaf.shape) == 2 or isinstance(leaf, Experts)
+        }
         for path, leaf in leaves.items():  # all are judged before the first is changed
             if leaf.shape[-1] % chosen.block_size:
                 raise UnsupportedError(
@@ -59,10 +64,10 @@ class Blocks(Attachment):
 
 def store(weight: Tensor, format: Format) -> BlockWeight:
     """The stored weight of a dense one; on the meta device only its shape."""
-    shape = (weight.shape[0], weight.shape[1])
+    shape = tuple(weight.shape)
     if weight.is_meta:
-        row_bytes = shape[1] // format.block_size * format.block_bytes
-        return BlockWeight(
-            torch.empty(shape[0], row_bytes, dtype=torch.uint8, device="meta"), format=format, shape=shape
-        )
-    return BlockWeight(format.quantize(weight.detach().float()), format=format, shape=shape)
+        row_bytes = shape[-1] // format.block_size * format.block_bytes
+        blocks = torch.empty(*shape[:-1], row_bytes, dtype=torch.uint8, device="meta")
+    else:
+        blocks = format.quantize(weight.detach().float().flatten(0, -2)).view(*shape[:-1], -1)
+    return BlockWeight(blocks, format=format, shape=shape)

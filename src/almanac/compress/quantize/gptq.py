@@ -22,9 +22,8 @@ from almanac.compress.calibrate import batches, by_layer, observe
 from almanac.compress.quantize.round_to_nearest import Grid, decode, encode, fit, fit_groups, vacant
 from almanac.compress.surgeon import BLOCK, inverse_factor, sweep
 from almanac.core.errors import UnsupportedError
-from almanac.core.site import select
 from almanac.core.technique import Attachment
-from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import linear_maps, matrices
 from almanac.nn.stored.grouped import GroupedWeight
 
 
@@ -51,16 +50,17 @@ class Gptq(Attachment):
         return self.grid.loss_bound()
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        sites = select(model, self.targets, of=Linear)
+        sites = linear_maps(model, self.targets)
         if next(model.parameters()).is_meta:
             for site in sites.values():
                 site.set_weight(vacant(site.shape, self.grid))
             return
         tokens = batches(model, calibration)
         for layer in by_layer(sites):
-            for path, inputs in observe(model, layer, tokens, gram=True).items():
-                assert inputs.gram is not None
-                layer[path].set_weight(quantize(layer[path].dense_weight(), inputs.gram, self))
+            seen = observe(model, layer, tokens, gram=True)
+            for path, named in matrices(layer).items():
+                found = [quantize(weight, seen[name].required_gram, self) for name, weight in named.items()]
+                layer[path].set_weight(found[0] if path in named else GroupedWeight.stack(found))
 
 
 def quantize(weight: Tensor, gram: Tensor, technique: Gptq) -> GroupedWeight:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from almanac.core.errors import ShapeError
 from almanac.core.site import Leaf, select
 from almanac.core.technique import Attachment
+from almanac.nn.channel.moe.experts import Experts
 from almanac.nn.stored.rowwise import SCALE_BYTES, RowwiseInt8
 
 LEVELS = 127
@@ -27,7 +28,7 @@ LEVELS = 127
 
 @dataclass(frozen=True, kw_only=True)
 class Int8(Attachment):
-    """Stores the selected leaves' weights (linear maps and embeddings) as int8 rows."""
+    """Stores the selected leaves' weights (linear maps, those of experts too, and embeddings) as int8 rows."""
 
     stores = True
 
@@ -42,27 +43,27 @@ class Int8(Attachment):
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
         for leaf in select(model, self.targets, of=Leaf).values():
-            if len(leaf.shape) == 2:
+            if len(leaf.shape) == 2 or isinstance(leaf, Experts):
                 leaf.set_weight(store(leaf.dense_weight()))
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """W float [out, in] -> (codes int8 [out, in], scale float32 [out]); a row of zeros has scale 0.
+    """W float [..., out, in] -> (codes int8 of that shape, scale float32 [..., out]); a row of zeros has scale 0.
 
     Raises ShapeError for a weight that is not finite: rounding it would hide the damage.
     """
     weight = weight.detach().float()
-    largest = weight.abs().amax(dim=1)
+    largest = weight.abs().amax(dim=-1)
     if not bool(torch.isfinite(largest).all()):
         raise ShapeError("A weight that is not finite cannot be quantized", remedy="Find the step that produced it.")
     scale = largest / LEVELS
-    codes = (weight / torch.where(scale > 0, scale, 1.0).unsqueeze(1)).round_().clamp_(-LEVELS, LEVELS)
+    codes = (weight / torch.where(scale > 0, scale, 1.0).unsqueeze(-1)).round_().clamp_(-LEVELS, LEVELS)
     return codes.to(torch.int8), scale
 
 
 def store(weight: Tensor) -> RowwiseInt8:
     """The stored weight of a dense one; on the meta device only its shape."""
     if weight.is_meta:
-        rows = torch.empty(weight.shape[0], SCALE_BYTES + weight.shape[1], dtype=torch.uint8, device="meta")
-        return RowwiseInt8(rows, shape=(weight.shape[0], weight.shape[1]))
+        rows = torch.empty(*weight.shape[:-1], SCALE_BYTES + weight.shape[-1], dtype=torch.uint8, device="meta")
+        return RowwiseInt8(rows, shape=tuple(weight.shape))
     return RowwiseInt8.pack(*quantize(weight))

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from almanac.core.errors import ShapeError, UnsupportedError
-from almanac.core.site import select
 from almanac.core.technique import Attachment
 from almanac.core.value import Value
-from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import linear_maps
 from almanac.nn.stored.grouped import SCALE_BYTES, GroupedWeight, row_bytes
 
 LOSS_BOUNDS = {2: 5.0, 3: 2.0, 4: 0.4, 5: 0.1, 6: 0.05, 7: 0.02, 8: 0.02}
@@ -74,7 +73,7 @@ class RoundToNearest(Attachment):
         return self.grid.loss_bound()
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        for site in select(model, self.targets, of=Linear).values():
+        for site in linear_maps(model, self.targets).values():
             site.set_weight(store(site.dense_weight(), self.grid))
 
 
@@ -119,27 +118,27 @@ def rounded(weight: Tensor, grid: Grid) -> Tensor:
 
 
 def store(weight: Tensor, grid: Grid, *, columns: Tensor | None = None) -> GroupedWeight:
-    """The stored weight of a dense one; on the meta device only its shape.
+    """The stored weight of a dense one, [out, in] or [experts, out, in]; on the meta device only its shape.
 
-    ``columns`` float32 [in]: W · diag(columns) is what is rounded; the stored weight undoes the scaling.
+    ``columns`` float32 [in] (or [experts, in]): W · diag(columns) is what is rounded; the stored weight undoes the scaling.
     """
     if weight.is_meta:
         return vacant(weight.shape, grid, columns=columns is not None)
     weight = weight.detach().float()
-    weight = weight if columns is None else weight * columns
-    scale, zero = fit_groups(weight, grid)
-    size = grid.size(weight.shape[1])
-    spread = [item.repeat_interleave(size, dim=1)[:, : weight.shape[1]] for item in (scale, zero)]
+    weight = weight if columns is None else weight * columns.unsqueeze(-2)
+    scale, zero = (item.view(*weight.shape[:-1], -1) for item in fit_groups(weight.flatten(0, -2), grid))
+    size = grid.size(weight.shape[-1])
+    spread = [item.repeat_interleave(size, dim=-1)[..., : weight.shape[-1]] for item in (scale, zero)]
     codes = encode(weight, *spread, grid)
     return GroupedWeight.pack(codes, scale, zero, bits=grid.bits, group_size=size, columns=columns)
 
 
 def vacant(shape: torch.Size, grid: Grid, *, columns: bool = False) -> GroupedWeight:
     """A stored weight on the meta device."""
-    size = grid.size(shape[1])
-    codes = torch.empty(shape[0], row_bytes(shape[1], grid.bits, size), dtype=torch.uint8, device="meta")
-    scales = torch.empty(SCALE_BYTES * shape[1], dtype=torch.uint8, device="meta") if columns else None
-    return GroupedWeight(codes, shape=(shape[0], shape[1]), bits=grid.bits, group_size=size, columns=scales)
+    size = grid.size(shape[-1])
+    codes = torch.empty(*shape[:-1], row_bytes(shape[-1], grid.bits, size), dtype=torch.uint8, device="meta")
+    scales = torch.empty(*shape[:-2], SCALE_BYTES * shape[-1], dtype=torch.uint8, device="meta") if columns else None
+    return GroupedWeight(codes, shape=tuple(shape), bits=grid.bits, group_size=size, columns=scales)
 
 
 def _divisor(scale: Tensor) -> Tensor:

@@ -14,19 +14,19 @@ Legend: x [..., in]; W [out, in]; s [in].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from almanac.compress.calibrate import batches, observe
+from almanac.compress.calibrate import Inputs, batches, observe
 from almanac.core.errors import UnsupportedError
-from almanac.core.site import Around, select
+from almanac.core.site import Around
 from almanac.core.technique import Attachment
 from almanac.core.weight import StoredWeight
-from almanac.nn.linear import Linear
+from almanac.nn.linear_maps import linear_maps, matrices
 
 NAME = "smooth"
 FLOOR = 1e-5
@@ -60,12 +60,12 @@ class Smooth(Attachment):
         return BOUNDS.get(self.bits, 0.001)
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        sites = select(model, self.targets, of=Linear)
+        sites = linear_maps(model, self.targets)
         if next(model.parameters()).is_meta:
-            found = {path: torch.empty(site.shape[1], device="meta") for path, site in sites.items()}
+            found = {path: torch.empty(site.shape[-1], device="meta") for path, site in sites.items()}
         else:
             seen = observe(model, sites, batches(model, calibration))
-            found = {path: scales(seen[path].largest, sites[path].dense_weight(), self.alpha) for path in sites}
+            found = {path: _shared(named, seen, self.alpha) for path, named in matrices(sites).items()}
         for path, site in sites.items():
             scale, weight = found[path], site.weight
             if isinstance(weight, StoredWeight):
@@ -73,6 +73,12 @@ class Smooth(Attachment):
             else:
                 site.wrap(NAME, Rounded(scale, torch.ones_like(scale), self.bits))
                 site.set_weight(nn.Parameter(weight.detach() * scale, requires_grad=weight.requires_grad))
+
+
+def _shared(named: Mapping[str, Tensor], seen: Mapping[str, Inputs], alpha: float) -> Tensor:
+    """s [in] of a map; experts share theirs, since they read the same channels."""
+    largest = torch.stack([seen[name].largest for name in named]).amax(dim=0)
+    return scales(largest, torch.cat(list(named.values())), alpha)
 
 
 def scales(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
@@ -102,7 +108,7 @@ class Rounded(Around):
         """Stays frozen, also where others let all wrappers of a map train."""
         return super().requires_grad_(False)
 
-    def forward(self, following: Callable[..., Tensor], x: Tensor) -> Tensor:
+    def forward(self, following: Callable[..., Tensor], x: Tensor, *ends: Tensor) -> Tensor:
         smoothed = x / self.scale.to(x.dtype)
         rounded = round_activations(smoothed, self.bits) if self.bits else smoothed
-        return following(rounded * self.after.to(x.dtype))
+        return following(rounded * self.after.to(x.dtype), *ends)

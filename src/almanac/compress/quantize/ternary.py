@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from almanac.core.errors import ShapeError
-from almanac.core.site import Leaf, select
 from almanac.core.technique import Attachment
+from almanac.nn.linear_maps import linear_maps
 from almanac.nn.stored.ternary import TernaryWeight, row_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ternary(Attachment):
-    """Stores the selected leaves' weights in three values, 1.6 bits each. Embeddings and head stay as they are."""
+    """Stores the selected linear maps' weights in three values, 1.6 bits each. Embeddings and head stay as they are."""
 
     stores = True
 
@@ -42,21 +42,22 @@ class Ternary(Attachment):
         return 2.0  # of a model that was not trained for it; nothing at all of one that was
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        for leaf in select(model, self.targets, of=Leaf).values():
-            if len(leaf.shape) == 2:
-                leaf.set_weight(store(leaf.dense_weight()))
+        for site in linear_maps(model, self.targets).values():
+            site.set_weight(store(site.dense_weight()))
 
 
 def scale_of(weight: Tensor) -> Tensor:
-    """s, a scalar: the mean magnitude, or the one magnitude that a ternary matrix has."""
+    """s, a scalar: the mean magnitude, or the one magnitude that a ternary matrix has; of experts one each, [e, 1, 1]."""
     size = weight.detach().abs()
-    largest = size.amax()
-    is_ternary = ((size == 0) | (size == largest)).all()
-    return torch.where(is_ternary, largest, size.mean())
+    each = tuple(range(size.dim()))[-2:]
+    largest = size.amax(each, keepdim=True)
+    is_ternary = ((size == 0) | (size == largest)).all(-1, keepdim=True).all(-2, keepdim=True)
+    found = torch.where(is_ternary, largest, size.mean(each, keepdim=True))
+    return found.squeeze() if weight.dim() == 2 else found
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """W float [out, in] -> (digits float [out, in] of -1, 0 and 1, s scalar). Differentiable in neither."""
+    """W float [..., out, in] -> (digits float of that shape, each -1, 0 or 1; s as `scale_of`). Differentiable in neither."""
     weight = weight.detach()
     scale = scale_of(weight)
     return (weight / torch.where(scale > 0, scale, 1.0)).round().clamp(-1, 1), scale
@@ -67,11 +68,11 @@ def store(weight: Tensor) -> TernaryWeight:
 
     Raises ShapeError for a weight that is not finite: rounding it would hide the damage.
     """
-    out, width = weight.shape
+    rows = tuple(weight.shape[:-1])
     if weight.is_meta:
-        rows = torch.empty(out, row_bytes(width), dtype=torch.uint8, device="meta")
-        return TernaryWeight(rows, shape=(out, width))
+        codes = torch.empty(*rows, row_bytes(weight.shape[-1]), dtype=torch.uint8, device="meta")
+        return TernaryWeight(codes, shape=tuple(weight.shape))
     digits, scale = quantize(weight.float())
-    if not bool(torch.isfinite(scale)):
+    if not bool(torch.isfinite(scale).all()):
         raise ShapeError("A weight that is not finite cannot be quantized", remedy="Find the step that produced it.")
-    return TernaryWeight.pack(digits.to(torch.int8), scale.expand(out))
+    return TernaryWeight.pack(digits.to(torch.int8), scale.reshape(*rows[:-1], 1).expand(rows))

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from almanac.compress.quantize import ternary
 from almanac.core.errors import SelectionError, UnsupportedError
-from almanac.core.site import AROUND, Around, select
+from almanac.core.site import AROUND, Around, Leaf
 from almanac.core.technique import Attachment
 from almanac.core.weight import StoredWeight
-from almanac.nn.linear import Linear
+from almanac.nn.channel.moe.experts import biased
+from almanac.nn.linear_maps import LinearMap, linear_maps, through
 from almanac.nn.product import linear
 
 NAME = "ternary"
@@ -45,7 +46,7 @@ class TernaryTraining(Attachment):
     targets: str = "layers.**"
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        sites = select(model, self.targets, of=Linear)
+        sites = linear_maps(model, self.targets)
         if any(site.chain for site in sites.values()):
             raise SelectionError(
                 "Ternary training computes the map itself and must come first",
@@ -54,18 +55,18 @@ class TernaryTraining(Attachment):
         model.requires_grad_(False)
         for site in sites.values():
             site.wrap(NAME, Rounded(site))
-        for wrapper in (w for module in model.modules() if isinstance(module, Linear) for w in module.chain):
+        for wrapper in (w for module in model.modules() if isinstance(module, Leaf) for w in module.chain):
             wrapper.requires_grad_(True)
 
     def detach(self, model: nn.Module) -> None:
-        for site in select(model, self.targets, of=Linear).values():
+        for site in linear_maps(model, self.targets).values():
             site.unwrap(NAME)
         if not any(AROUND in name.split(".") for name, _ in model.named_modules()):
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
 
     def fold(self, model: nn.Module) -> None:
-        sites = select(model, self.targets, of=Linear)
+        sites = linear_maps(model, self.targets)
         if any(isinstance(site.weight, StoredWeight) for site in sites.values()):
             raise UnsupportedError(
                 "Ternary weights cannot be folded into a quantized weight without loss",
@@ -81,7 +82,7 @@ class TernaryTraining(Attachment):
 class Rounded(Around):
     """y = x T(L)ᵀ + b in place of the call that follows, which is the linear map itself."""
 
-    def __init__(self, site: Linear) -> None:
+    def __init__(self, site: LinearMap) -> None:
         super().__init__()
         self.latent = nn.Parameter(torch.empty(site.shape, device=next(site.parameters()).device))
         self.site = (site,)  # in a tuple, so that it does not become a child of its own child
@@ -89,8 +90,9 @@ class Rounded(Around):
             with torch.no_grad():
                 self.latent.copy_(site.dense_weight())
 
-    def forward(self, following: Callable[..., Tensor], x: Tensor) -> Tensor:
-        return linear(x, straight_through(self.latent).to(x.dtype), self.site[0].bias)
+    def forward(self, following: Callable[..., Tensor], x: Tensor, *ends: Tensor) -> Tensor:
+        weight, bias = straight_through(self.latent).to(x.dtype), self.site[0].bias
+        return biased(through(x, weight, *ends), bias, *ends) if ends else linear(x, weight, bias)
 
 
 def straight_through(latent: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from almanac.core.errors import ShapeError
-from almanac.core.weight import StoredWeight
+from almanac.core.weight import StoredWeight, by_group
 from almanac.nn.stored import kernels
 
 
@@ -30,12 +30,12 @@ class BlockFormat(Protocol):
 
 
 class BlockWeight(StoredWeight):
-    """``codes`` uint8 [out, row_bytes]; shape [out, in]."""
+    """``codes`` uint8 [..., out, row_bytes]; shape [..., out, in]."""
 
-    def __init__(self, blocks: Tensor, *, format: BlockFormat, shape: tuple[int, int]) -> None:
+    def __init__(self, blocks: Tensor, *, format: BlockFormat, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
-        expected = (shape[0], shape[1] // format.block_size * format.block_bytes)
-        if shape[1] % format.block_size or tuple(blocks.shape) != expected or blocks.dtype != torch.uint8:
+        expected = (*shape[:-1], shape[-1] // format.block_size * format.block_bytes)
+        if shape[-1] % format.block_size or tuple(blocks.shape) != expected or blocks.dtype != torch.uint8:
             raise ShapeError(
                 f"{format.name} blocks {blocks.dtype} {tuple(blocks.shape)} for a weight of shape {shape}",
                 remedy=f"The last dimension must be a multiple of {format.block_size}.",
@@ -44,11 +44,24 @@ class BlockWeight(StoredWeight):
         self.store("codes", blocks)
 
     def dense(self) -> Tensor:
+        return self._rows(self.codes.flatten(0, -2)).view(self.shape)
+
+    def expert(self, index: int) -> Tensor:
+        return self._rows(self.codes[index])
+
+    def grouped(self, x: Tensor, ends: Tensor) -> Tensor:
+        def product(rows: Tensor, index: int) -> Tensor:
+            fast = kernels.linear(rows, self.codes[index], self.shape[-1], self.format.ggml_id)
+            return torch.nn.functional.linear(rows, self.expert(index).to(x.dtype)) if fast is None else fast
+
+        return by_group(x, ends, self.shape[1], product)
+
+    def _rows(self, codes: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
-            fast = kernels.expand(self.codes, self.shape[1], self.format.ggml_id)
+            fast = kernels.expand(codes, self.shape[-1], self.format.ggml_id)
             if fast is not None:
                 return fast
-        return self.format.dequantize(self.codes)
+        return self.format.dequantize(codes)
 
     def linear(self, x: Tensor) -> Tensor:
         fast = kernels.linear(x, self.codes, self.shape[1], self.format.ggml_id)

@@ -12,6 +12,7 @@ Legend: g groups of a row, the last one perhaps shorter; scale float32; zero and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,21 +24,21 @@ SCALE_BYTES, ZERO_BYTES = 4, 1
 
 
 class GroupedWeight(StoredWeight):
-    """``codes`` uint8 [out, row bytes]; ``columns`` uint8 [4 · in] (float32 in bytes) where input channels were scaled."""
+    """``codes`` uint8 [..., out, row bytes]; ``columns`` uint8 [..., 4 · in], float32 in bytes, where inputs were scaled."""
 
     def __init__(
-        self, codes: Tensor, *, shape: tuple[int, int], bits: int, group_size: int, columns: Tensor | None = None
+        self, codes: Tensor, *, shape: tuple[int, ...], bits: int, group_size: int, columns: Tensor | None = None
     ) -> None:
         super().__init__(shape)
         self.bits, self.group_size = bits, group_size
-        if tuple(codes.shape) != (shape[0], row_bytes(shape[1], bits, group_size)) or codes.dtype != torch.uint8:
+        if tuple(codes.shape) != (*shape[:-1], row_bytes(shape[-1], bits, group_size)) or codes.dtype != torch.uint8:
             raise ShapeError(
                 f"{bits}-bit codes {codes.dtype} {tuple(codes.shape)} for a weight of shape {shape}",
                 remedy="The codes and the spec belong to different models.",
             )
         self.store("codes", codes)
         if columns is not None:
-            if tuple(columns.shape) != (SCALE_BYTES * shape[1],) or columns.dtype != torch.uint8:
+            if tuple(columns.shape) != (*shape[:-2], SCALE_BYTES * shape[-1]) or columns.dtype != torch.uint8:
                 raise ShapeError(
                     f"Column scales {columns.dtype} {tuple(columns.shape)} for a weight of shape {shape}",
                     remedy="Give the bytes of one float32 per input channel.",
@@ -49,35 +50,54 @@ class GroupedWeight(StoredWeight):
     def pack(
         cls, codes: Tensor, scale: Tensor, zero: Tensor, *, bits: int, group_size: int, columns: Tensor | None = None
     ) -> GroupedWeight:
-        """codes uint8 [out, in], scale float32 and zero uint8 [out, groups], columns float32 [in] -> the stored weight."""
-        rows, width = codes.shape
-        packed = [_bytes(scale.float()).view(rows, -1), zero.to(torch.uint8), _planes(codes, bits)]
+        """codes uint8 [..., out, in], scale and zero [..., out, groups], columns float32 [..., in] -> the stored weight."""
+        planes = _planes(codes.flatten(0, -2), bits).view(*codes.shape[:-1], -1)
         return cls(
-            torch.cat(packed, dim=1),
-            shape=(rows, width),
+            torch.cat([_bytes(scale.float()), zero.to(torch.uint8), planes], dim=-1),
+            shape=tuple(codes.shape),
             bits=bits,
             group_size=group_size,
             columns=None if columns is None else _bytes(columns.float()),
         )
 
+    @classmethod
+    def stack(cls, parts: Sequence[GroupedWeight]) -> GroupedWeight:
+        """Those of several experts, alike in all but their numbers, as one [experts, out, in]."""
+        first = parts[0]
+        return cls(
+            torch.stack([part.codes.detach() for part in parts]),
+            shape=(len(parts), *first.shape),
+            bits=first.bits,
+            group_size=first.group_size,
+            columns=torch.stack([part.columns.detach() for part in parts]) if first.scaled else None,
+        )
+
     def dense(self) -> Tensor:
-        return self._expand(self.codes)
+        dense = self._expand(self.codes.flatten(0, -2)).view(self.shape)
+        return dense / self._columns().unsqueeze(-2) if self.scaled else dense
+
+    def expert(self, index: int) -> Tensor:
+        dense = self._expand(self.codes[index])
+        return dense / self._columns()[index] if self.scaled else dense
 
     def embed(self, ids: Tensor) -> Tensor:
-        return self._expand(self.codes[ids.reshape(-1)]).view(*ids.shape, self.shape[1])
+        rows = self._expand(self.codes[ids.reshape(-1)]).view(*ids.shape, self.shape[1])
+        return rows / self._columns() if self.scaled else rows
+
+    def _columns(self) -> Tensor:
+        return self.columns.clone().view(torch.float32)
 
     def _expand(self, rows: Tensor) -> Tensor:
-        width = self.shape[1]
+        width = self.shape[-1]
         groups = math.ceil(width / self.group_size)
         scales, zeros, planes = rows.split([SCALE_BYTES * groups, groups, self.bits * math.ceil(width / 8)], dim=1)
         scale = scales.clone(memory_format=torch.contiguous_format).view(torch.float32)  # [rows, groups]
         codes = _codes(planes, self.bits, width).float() - self._spread(zeros.float())
-        dense = codes * self._spread(scale)
-        return dense / self.columns.clone().view(torch.float32) if self.scaled else dense
+        return codes * self._spread(scale)
 
     def _spread(self, per_group: Tensor) -> Tensor:
         """[rows, groups] -> [rows, in], each group's value for all of its members."""
-        return per_group.repeat_interleave(self.group_size, dim=1)[:, : self.shape[1]]
+        return per_group.repeat_interleave(self.group_size, dim=1)[:, : self.shape[-1]]
 
 
 def row_bytes(width: int, bits: int, group_size: int) -> int:
@@ -86,7 +106,7 @@ def row_bytes(width: int, bits: int, group_size: int) -> int:
 
 
 def _bytes(values: Tensor) -> Tensor:
-    return values.detach().contiguous().view(-1).view(torch.uint8)
+    return values.detach().contiguous().view(torch.uint8)
 
 
 def _planes(codes: Tensor, bits: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from almanac.core.errors import ShapeError
-from almanac.core.weight import StoredWeight
+from almanac.core.weight import StoredWeight, by_group
 from almanac.nn.stored import kernels
 
 FORMAT_ID = 1000  # in blocks.c
@@ -15,11 +15,11 @@ SCALE_BYTES = 4
 
 
 class RowwiseInt8(StoredWeight):
-    """``codes`` uint8 [out, 4 + in]: float32 scale, then int8 codes; dense = scale · code."""
+    """``codes`` uint8 [..., out, 4 + in]: float32 scale, then int8 codes; dense = scale · code."""
 
-    def __init__(self, codes: Tensor, *, shape: tuple[int, int]) -> None:
+    def __init__(self, codes: Tensor, *, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
-        if codes.shape != (shape[0], SCALE_BYTES + shape[1]) or codes.dtype != torch.uint8:
+        if codes.shape != (*shape[:-1], SCALE_BYTES + shape[-1]) or codes.dtype != torch.uint8:
             raise ShapeError(
                 f"int8 rows of shape {tuple(codes.shape)} for a weight of shape {shape}",
                 remedy="The codes and the spec belong to different models.",
@@ -28,13 +28,26 @@ class RowwiseInt8(StoredWeight):
 
     @classmethod
     def pack(cls, codes: Tensor, scale: Tensor) -> RowwiseInt8:
-        """codes int8 [out, in], scale float32 [out] -> the stored weight."""
-        rows = torch.cat([scale.float().contiguous().view(-1, 1).view(torch.uint8), codes.view(torch.uint8)], dim=1)
-        return cls(rows, shape=(codes.shape[0], codes.shape[1]))
+        """codes int8 [..., out, in], scale float32 [..., out] -> the stored weight."""
+        scales = scale.float().contiguous().unsqueeze(-1).view(torch.uint8)
+        return cls(torch.cat([scales, codes.view(torch.uint8)], dim=-1), shape=tuple(codes.shape))
 
     def dense(self) -> Tensor:
-        fast = None if torch.compiler.is_compiling() else kernels.expand(self.codes, self.shape[1], FORMAT_ID)
-        return _expand(self.codes) if fast is None else fast
+        return self._rows(self.codes.flatten(0, -2)).view(self.shape)
+
+    def expert(self, index: int) -> Tensor:
+        return self._rows(self.codes[index])
+
+    def grouped(self, x: Tensor, ends: Tensor) -> Tensor:
+        def product(rows: Tensor, index: int) -> Tensor:
+            fast = kernels.linear(rows, self.codes[index], self.shape[-1], FORMAT_ID)
+            return F.linear(rows, self.expert(index).to(x.dtype)) if fast is None else fast
+
+        return by_group(x, ends, self.shape[1], product)
+
+    def _rows(self, codes: Tensor) -> Tensor:
+        fast = None if torch.compiler.is_compiling() else kernels.expand(codes, self.shape[-1], FORMAT_ID)
+        return _expand(codes) if fast is None else fast
 
     def linear(self, x: Tensor) -> Tensor:
         fast = kernels.linear(x, self.codes, self.shape[1], FORMAT_ID)

@@ -29,11 +29,11 @@ def row_bytes(in_features: int) -> int:
 
 
 class TernaryWeight(StoredWeight):
-    """``codes`` uint8 [out, row_bytes(in)]; shape [out, in]."""
+    """``codes`` uint8 [..., out, row_bytes(in)]; shape [..., out, in]."""
 
-    def __init__(self, codes: Tensor, *, shape: tuple[int, int]) -> None:
+    def __init__(self, codes: Tensor, *, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
-        if tuple(codes.shape) != (shape[0], row_bytes(shape[1])) or codes.dtype != torch.uint8:
+        if tuple(codes.shape) != (*shape[:-1], row_bytes(shape[-1])) or codes.dtype != torch.uint8:
             raise ShapeError(
                 f"Ternary rows {codes.dtype} {tuple(codes.shape)} for a weight of shape {shape}",
                 remedy="The codes and the spec belong to different models.",
@@ -42,21 +42,23 @@ class TernaryWeight(StoredWeight):
 
     @classmethod
     def pack(cls, digits: Tensor, scale: Tensor) -> TernaryWeight:
-        """digits int8 [out, in] of -1, 0 and 1, scale float32 [out] -> the stored weight. ShapeError for other digits."""
+        """digits int8 [..., out, in] of -1, 0 and 1, scale float32 [..., out] -> the weight. ShapeError for other digits."""
         if digits.numel() and int(digits.abs().max()) > 1:
             raise ShapeError("A digit outside -1, 0 and 1", remedy="Round the weight to three values first.")
-        out, width = digits.shape
-        padded = F.pad(digits, (0, -width % PER_BYTE)).view(out, -1, PER_BYTE).to(torch.int16) + 1
+        padded = F.pad(digits, (0, -digits.shape[-1] % PER_BYTE)).unflatten(-1, (-1, PER_BYTE)).to(torch.int16) + 1
         packed = (padded * torch.tensor(POWERS, dtype=torch.int16)).sum(dim=-1).to(torch.uint8)
-        scales = scale.float().contiguous().view(-1, 1).view(torch.uint8)
-        return cls(torch.cat([scales, packed], dim=1), shape=(out, width))
+        scales = scale.float().contiguous().unsqueeze(-1).view(torch.uint8)
+        return cls(torch.cat([scales, packed], dim=-1), shape=tuple(digits.shape))
 
     def digits(self) -> Tensor:
-        """The codes, int8 [out, in]."""
-        return _digits(self.codes, self.shape[1])
+        """The codes, int8 [..., out, in]."""
+        return _digits(self.codes.flatten(0, -2), self.shape[-1]).view(self.shape)
 
     def dense(self) -> Tensor:
-        return _expand(self.codes, self.shape[1])
+        return _expand(self.codes.flatten(0, -2), self.shape[-1]).view(self.shape)
+
+    def expert(self, index: int) -> Tensor:
+        return _expand(self.codes[index], self.shape[-1])
 
     def embed(self, ids: Tensor) -> Tensor:
         return _expand(self.codes[ids.reshape(-1)], self.shape[1]).view(*ids.shape, self.shape[1])

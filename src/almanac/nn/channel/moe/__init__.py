@@ -1,0 +1,1 @@
+"""Mixtures of experts: channels of which every token uses a part."""
