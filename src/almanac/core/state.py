@@ -60,7 +60,9 @@ class State(ABC):
         """
 
     def require_trimmable(self, lengths: Sequence[int]) -> None:
-        """Raises what `trim` would raise for want of a past, and changes nothing: stacks ask all before any is trimmed."""
+        """Raises what `trim` would raise, and changes nothing: a stack asks all its parts before any is trimmed."""
+        if len(lengths) != len(self.lengths):
+            raise ShapeError(f"{len(lengths)} lengths for {len(self.lengths)} rows", remedy="Give one per row.")
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> Self:

@@ -37,6 +37,22 @@ class Network(Protocol):
     def init_state(self, rows: int, capacity: int) -> StackState: ...
 
 
+class Opening(Protocol):
+    """How a request becomes a sequence that the network goes on from; see `Continued` and ``encoded_prompt``."""
+
+    def check(self, request: Request) -> None:
+        """Raises RequestError for what the network cannot serve, before anything is allocated."""
+        ...
+
+    def tokens(self, request: Request) -> list[int]:
+        """What the network reads before it chooses the first token."""
+        ...
+
+    def state(self, request: Request) -> StackState:
+        """A state of one row that has read none of them, with room for all that may come."""
+        ...
+
+
 class TextStream(Protocol):
     """Turns ids into text as they come; see ``tokenizers``."""
 
@@ -93,6 +109,7 @@ class Handle:
     state: StackState | None = None
     events: deque[Event] = field(default_factory=deque)
     error: RequestError | None = None  # why no token could be chosen; the other sequences go on
+    opened: int = 0  # tokens before the first that was chosen
 
     def __iter__(self) -> Iterator[Event]:
         while True:
@@ -115,7 +132,7 @@ class Handle:
     @property
     def new_tokens(self) -> list[int]:
         """Ids generated so far, a final stop token included."""
-        return self.tokens[len(self.request.tokens) :]
+        return self.tokens[self.opened :]
 
 
 class Engine:
@@ -126,6 +143,7 @@ class Engine:
         text_stream: makes a fresh :class:`TextStream` for a sequence, or None to work on ids alone.
         max_rows: sequences decoded together; further ones wait.
         prefill_chunk: prompt tokens fed per step, so that a long prompt does not stall the others.
+        opening: what is done with a prompt; by default it is continued.
     """
 
     def __init__(
@@ -135,11 +153,13 @@ class Engine:
         text_stream: TextStreamMaker | None = None,
         max_rows: int = 16,
         prefill_chunk: int = 512,
+        opening: Opening | None = None,
     ) -> None:
         self.network = network
         self.text_stream = text_stream
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk
+        self.opening = opening or Continued(network)
         self.waiting: deque[Handle] = deque()
         self.running: list[Handle] = []
         self.state: StackState | None = None  # one row per running sequence, in order
@@ -150,11 +170,12 @@ class Engine:
         Raises:
             RequestError: empty prompt, ids outside the vocabulary, over the context, or options out of range.
         """
-        check(request, self.network)
+        self.opening.check(request)
         if request.stop and self.text_stream is None:
             raise RequestError("Stop strings need text", remedy="Give the engine a tokenizer's text stream.")
         text = StopText(self.text_stream(), request.stop) if self.text_stream else None
-        handle = Handle(request, self, Chooser(request.sampling), text, list(request.tokens))
+        tokens = self.opening.tokens(request)
+        handle = Handle(request, self, Chooser(request.sampling), text, tokens, opened=len(tokens))
         self.waiting.append(handle)
         return handle
 
@@ -178,7 +199,7 @@ class Engine:
 
     def _prefill(self, handle: Handle) -> None:
         if handle.state is None:
-            handle.state = self.network.init_state(1, len(handle.tokens) + handle.request.max_tokens)
+            handle.state = self.opening.state(handle.request)
         chunk = handle.tokens[handle.fed : handle.fed + self.prefill_chunk]
         hidden, handle.state = self.network.hidden(torch.tensor([chunk]), handle.state)
         handle.fed += len(chunk)
@@ -246,6 +267,22 @@ class Engine:
         self.state = self.state.select(rows) if self.state is not None and rows else None
 
 
+@dataclass(frozen=True)
+class Continued:
+    """The prompt is the beginning of the sequence."""
+
+    network: Network
+
+    def check(self, request: Request) -> None:
+        check(request, self.network)
+
+    def tokens(self, request: Request) -> list[int]:
+        return list(request.tokens)
+
+    def state(self, request: Request) -> StackState:
+        return self.network.init_state(1, len(request.tokens) + request.max_tokens)
+
+
 class TextStreamMaker(Protocol):
     """Makes a fresh text stream."""
 
@@ -254,23 +291,28 @@ class TextStreamMaker(Protocol):
 
 def check(request: Request, network: Network) -> None:
     """Raises RequestError for what the network cannot serve, before anything is allocated."""
+    check_options(request, network.vocab_size)
+    if len(request.tokens) + request.max_tokens > network.context_length:
+        raise RequestError(
+            f"A prompt of {len(request.tokens)} tokens and {request.max_tokens} new ones exceed the context of "
+            f"{network.context_length}",
+            remedy="Shorten the prompt or lower max_tokens.",
+        )
+
+
+def check_options(request: Request, vocab_size: int) -> None:
+    """Raises RequestError for a request that no network of that vocabulary can serve."""
     tokens = request.tokens
     if not tokens:
         raise RequestError("The prompt is empty", remedy="Give at least one token; a beginning-of-text token will do.")
-    wrong = next((token for token in tokens if not 0 <= token < network.vocab_size), None)
+    wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
     if wrong is not None:
         raise RequestError(
-            f"Token id {wrong} is outside the vocabulary of {network.vocab_size}",
+            f"Token id {wrong} is outside the vocabulary of {vocab_size}",
             remedy="Encode the text with this model's own tokenizer.",
         )
     if request.max_tokens < 1:
         raise RequestError(f"max_tokens is {request.max_tokens}", remedy="Ask for at least one token.")
-    if len(tokens) + request.max_tokens > network.context_length:
-        raise RequestError(
-            f"A prompt of {len(tokens)} tokens and {request.max_tokens} new ones exceed the context of "
-            f"{network.context_length}",
-            remedy="Shorten the prompt or lower max_tokens.",
-        )
     if len(request.stop) > MAX_STOPS or any(not stop for stop in request.stop):
         raise RequestError("Stop strings must not be empty, and 16 at most", remedy="Leave out the empty ones.")
     if request.logprobs is not None and not 0 <= request.logprobs <= MAX_TOP_LOGPROBS:

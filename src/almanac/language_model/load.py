@@ -11,6 +11,7 @@ from torch import Tensor
 
 from almanac.compress.quantize.blocks import Blocks
 from almanac.core.errors import FileFormatError, NotFoundError, RequestError, UnsafeFileError
+from almanac.core.spec import Spec
 from almanac.core.technique import Plan, assemble
 from almanac.files.gguf.formats import format_named
 from almanac.files.hub import HUB_ID, PACKAGES, alias_path, hub_path
@@ -22,8 +23,14 @@ from almanac.files.store import safe_member
 from almanac.files.strict_json import read_json
 from almanac.language_model.model import LanguageModel
 from almanac.models.checkpoint import ForeignCheckpoint, Packed, describing
+from almanac.models.encoder_decoder_family import (
+    EncoderDecoderCheckpoint,
+    is_encoder_decoder,
+    read_encoder_decoder_folder,
+)
 from almanac.models.gguf_file import read_gguf_file
 from almanac.models.hub_folder import read_hub_folder
+from almanac.nn.encoder_decoder import EncoderDecoder
 from almanac.nn.stack import Decoder
 from almanac.nn.stored.blocks import BlockWeight
 from almanac.tokenizers.chat_template import ChatTemplate
@@ -97,7 +104,7 @@ def load_folder(path: Path, *, dtype: torch.dtype | None = None) -> LanguageMode
         safe_member(path, name)
     if (path / MANIFEST).is_file():
         return _fitting(_load_own(path, dtype))
-    checkpoint = read_hub_folder(path)
+    checkpoint = _read_hub(path)
     tokenizer = Tokenizer.from_json_file(path)
     lm = LanguageModel(
         network=_network(path, checkpoint.spec, Plan(), _cast(_dense(checkpoint), dtype or torch.float32)),
@@ -129,9 +136,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _load_own(path: Path, dtype: torch.dtype | None) -> LanguageModel:
     manifest = read_manifest(path)
     with describing(path / MANIFEST):
-        spec, plan = Decoder.Spec.from_dict(manifest["spec"]), Plan.from_dict(manifest["plan"])
+        spec, plan = Spec.from_dict(manifest["spec"]), Plan.from_dict(manifest["plan"])
+    if not isinstance(spec, Decoder.Spec | EncoderDecoder.Spec):
+        raise FileFormatError(
+            f"{path / MANIFEST} describes a {spec.kind()}, no language model", remedy="Open it with what has made it."
+        )
     if manifest["layout"] == "hf":
-        checkpoint = read_hub_folder(path)
+        checkpoint = _read_hub(path)
         if checkpoint.spec != spec:
             raise FileFormatError(
                 f"config.json and {MANIFEST} of {path} describe different models",
@@ -153,15 +164,23 @@ def _load_own(path: Path, dtype: torch.dtype | None) -> LanguageModel:
     )
 
 
-def _network(path: Path, spec: Decoder.Spec, plan: Plan, tensors: dict[str, Tensor]) -> Decoder:
+def _read_hub(path: Path) -> ForeignCheckpoint | EncoderDecoderCheckpoint:
+    return read_encoder_decoder_folder(path) if is_encoder_decoder(path) else read_hub_folder(path)
+
+
+def _network(
+    path: Path, spec: Decoder.Spec | EncoderDecoder.Spec, plan: Plan, tensors: dict[str, Tensor]
+) -> Decoder | EncoderDecoder:
+    stacks = (spec,) if isinstance(spec, Decoder.Spec) else (spec.encoder, spec.decoder)
+    layers = sum(len(stack.layers) for stack in stacks)
     with describing(path):
-        if len(spec.layers) > len(tensors):  # before any is built: a lie about their number must not cost time
+        if layers > len(tensors):  # before any is built: a lie about their number must not cost time
             raise FileFormatError(
-                f"{path}: {len(spec.layers):,} layers are declared and {len(tensors):,} tensors given",
+                f"{path}: {layers:,} layers are declared and {len(tensors):,} tensors given",
                 remedy="The configuration and the weights belong to different models; fetch both from one place.",
             )
         network = assemble(spec, plan, tensors)
-    assert isinstance(network, Decoder)
+    assert isinstance(network, Decoder | EncoderDecoder)
     return network
 
 
@@ -176,7 +195,7 @@ def _fitting(lm: LanguageModel) -> LanguageModel:
     return lm
 
 
-def _provenance(path: Path, format: str, checkpoint: ForeignCheckpoint) -> dict[str, Any]:
+def _provenance(path: Path, format: str, checkpoint: ForeignCheckpoint | EncoderDecoderCheckpoint) -> dict[str, Any]:
     provenance: dict[str, Any] = {"source": path.name, "format": format}
     if checkpoint.not_understood:
         provenance["not_understood"] = {name: repr(value)[:200] for name, value in checkpoint.not_understood.items()}
@@ -207,12 +226,11 @@ def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def _dense(checkpoint: ForeignCheckpoint) -> dict[str, Tensor]:
+def _dense(checkpoint: ForeignCheckpoint | EncoderDecoderCheckpoint) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
         if isinstance(tensor, Packed):
-            rows, columns = tensor.shape
-            out[name] = BlockWeight(tensor.blocks, format=format_named(tensor.format), shape=(rows, columns)).dense()
+            out[name] = BlockWeight(tensor.blocks, format=format_named(tensor.format), shape=tensor.shape).dense()
         else:
             out[name] = tensor
     return out

@@ -18,8 +18,10 @@ from almanac.core.errors import RequestError, UnsupportedError
 from almanac.core.site import Leaf
 from almanac.core.technique import Attachment, Plan, Rewrite, Technique
 from almanac.core.weight import StoredWeight
+from almanac.generate.encoded_prompt import EncodedPrompt
 from almanac.generate.engine import Engine, Event, Request
 from almanac.generate.sampling import Sampling
+from almanac.nn.encoder_decoder import EncoderDecoder
 from almanac.nn.stack import Decoder
 from almanac.tokenizers.chat_encoding import encode_chat
 from almanac.tokenizers.chat_template import ChatTemplate
@@ -33,15 +35,16 @@ DEFAULT_MAX_TOKENS = 256
 class LanguageModel:
     """A loaded model.
 
-    - ``network``: tokens int64 [batch, time] -> logits [batch, time, vocab]
+    - ``network``: tokens int64 [batch, time] -> logits [batch, time, vocab]; of an encoder-decoder, which reads a prompt
+      whole and answers with a text of its own, see `EncoderDecoder`
     - ``spec``, ``plan``: what the network is, and what was done to it since
     - ``template``: the chat template, or None for a base model
     - ``family``: the ``model_type`` it came from, or None
     - ``provenance``: where it came from and every step since, as JSON
     """
 
-    network: Decoder
-    spec: Decoder.Spec
+    network: Decoder | EncoderDecoder
+    spec: Decoder.Spec | EncoderDecoder.Spec
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
     plan: Plan = Plan()
@@ -108,7 +111,10 @@ class LanguageModel:
         logprobs: int | None = None,
     ) -> Request:
         """A request of this model's kind: its end-of-turn tokens stop it, and it is fitted into the context."""
-        room = self.network.context_length - len(tokens)
+        read = (
+            1 if isinstance(self.network, EncoderDecoder) else len(tokens)
+        )  # tokens of the decoder before the new ones
+        room = self.network.context_length - read
         return Request(
             tokens=tuple(tokens),
             max_tokens=max(1, min(max_tokens, room)) if max_tokens >= 1 else max_tokens,
@@ -126,6 +132,7 @@ class LanguageModel:
             text_stream=lambda: KnownText(self.tokenizer),
             max_rows=max_rows,
             prefill_chunk=prefill_chunk,
+            opening=EncodedPrompt(self.network) if isinstance(self.network, EncoderDecoder) else None,
         )
 
     def attach(self, technique: Technique, calibration: Iterable[Tensor] | None = None) -> LanguageModel:

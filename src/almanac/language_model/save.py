@@ -14,7 +14,9 @@ from almanac.core.errors import UnsupportedError
 from almanac.files.safetensors import write_safetensors
 from almanac.files.store import sync_folder, write_atomic, write_json
 from almanac.language_model.load import MANIFEST, MANIFEST_VERSION, load_folder
+from almanac.models.encoder_decoder_family import hub_form
 from almanac.models.hub_folder import config_text, family_of, hub_config, hub_names
+from almanac.nn.encoder_decoder import EncoderDecoder
 from almanac.verify import certificate as certificates
 from almanac.verify.parity import require_equal
 from almanac.verify.probes import divergence, probe_ids, probe_logits
@@ -51,25 +53,43 @@ def save(lm: LanguageModel, folder: Path) -> Path:
 def write_folder(lm: LanguageModel, folder: Path) -> None:
     """All files but the certificate."""
     tensors = {name: parameter.detach() for name, parameter in lm.network.named_parameters()}
-    known = None if lm.plan.techniques else family_of(lm.spec, lm.family)
+    known = None if lm.plan.techniques else _known(lm, tensors)
     if known is not None:
-        family, written = known
-        config = hub_config(family, written, dtype=_dtype(tensors), special=_special(lm))
-        write_safetensors(folder / "model.safetensors", hub_names(family, lm.spec, tensors))
+        family, config, theirs = known
+        write_safetensors(folder / "model.safetensors", theirs)
     else:
-        config = {"model_type": lm.family or "almanac", "quantization_config": {"quant_method": "almanac"}}
+        family, config = (
+            lm.family,
+            {
+                "model_type": lm.family or "almanac",
+                "quantization_config": {"quant_method": "almanac"},
+            },
+        )
         write_safetensors(folder / "model.safetensors", tensors)
     write_atomic(folder / "config.json", config_text(config).encode())
     lm.tokenizer.save(folder)
     manifest: dict[str, Any] = {
         "version": MANIFEST_VERSION,
         "layout": "hf" if known is not None else "almanac",
-        "family": known[0].model_type if known is not None else lm.family,
+        "family": family,
         "spec": lm.spec.to_dict(),
         "plan": lm.plan.to_dict(),
         "provenance": lm.provenance,
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def _known(lm: LanguageModel, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, Tensor]] | None:
+    """The family that the hub knows the model by, its config.json and its tensors; None if there is none."""
+    dtype, special = _dtype(tensors), _special(lm)
+    if isinstance(lm.spec, EncoderDecoder.Spec):
+        return hub_form(lm.spec, tensors, preferred=lm.family, special=special)
+    found = family_of(lm.spec, lm.family)
+    if found is None:
+        return None
+    family, written = found
+    config = hub_config(family, written, dtype=dtype, special=special)
+    return family.model_type, config, hub_names(family, lm.spec, tensors)
 
 
 def seal(lm: LanguageModel, folder: Path) -> None:

@@ -1,4 +1,8 @@
-"""A folder with an encoder as the hub knows it: config.json and safetensors, under the family's own names."""
+"""A folder with an encoder as the hub knows it: config.json and safetensors, under the family's own names.
+
+Checkpoints of an encoder alone (``BertModel``) and with a head (``BertForMaskedLM``) are read: the encoder of either, or the
+whole with its head. Norms whose gain and shift are called gamma and beta, as in files of 2018, are understood.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Size, Tensor
 
+from almanac.core import spec as core_spec
 from almanac.core.errors import FileFormatError
 from almanac.files.quoting import quoted
-from almanac.files.safetensors import read_sharded
+from almanac.files.safetensors import read_sharded, write_safetensors
 from almanac.models.checkpoint import describing
-from almanac.models.family import EncoderFamily, Fields, encoder_family_for, expand
-from almanac.models.hub_folder import WEIGHT_NAMES, read_plain_config
+from almanac.models.encoder_task import (
+    ENCODER,
+    EncoderTasks,
+    Task,
+    encoder_rows,
+    encoder_tasks,
+    head_keys,
+    labels,
+    task_rows,
+    tasks_of,
+    write_task,
+)
+from almanac.models.family import Config, EncoderFamily, Fields, Key, encoder_family_for
+from almanac.models.hub_folder import WEIGHT_NAMES, config_text, read_plain_config
+from almanac.models.tensor_layout import to_ours, to_theirs
 from almanac.nn.encoder import Encoder
+from almanac.nn.task_heads import MaskedHead
+from almanac.nn.task_model import TaskModel
+
+OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +56,23 @@ class EncoderCheckpoint:
     not_understood: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TaskCheckpoint:
+    """As :class:`EncoderCheckpoint`, with the head; ``labels`` are the names of its classes."""
+
+    tasks: EncoderTasks
+    task: Task
+    spec: TaskModel.Spec
+    tensors: dict[str, Tensor]
+    labels: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+    not_understood: Mapping[str, Any] = field(default_factory=dict)
+
+
 def read_encoder_folder(folder: Path) -> EncoderCheckpoint:
     """Reads an encoder's folder without running anything in it; every tensor is placed, named as unused, or refused.
+
+    A head that the checkpoint brings is named as unused.
 
     Raises:
         NotFoundError: no config.json or weights. ArchitectureError: no encoder family reads it. FileFormatError:
@@ -45,26 +83,150 @@ def read_encoder_folder(folder: Path) -> EncoderCheckpoint:
     fields = Fields(config, str(folder / "config.json"))
     with describing(folder / "config.json"):
         spec = family.read(fields)
-    source = read_sharded(folder)
-    if len(spec.layers) > len(source):  # before any is built: a lie about their number must not cost time
+    fields.any("num_labels")  # of a head, which is not read
+    source = _weights(folder, len(spec.layers))
+    tasks = next((found for found in encoder_tasks() if found.family == family), None)
+    prefix = tasks.prefix if tasks is not None and any(name.startswith(f"{tasks.prefix}.") for name in source) else ""
+    rows = encoder_rows(family, spec, prefix=prefix)
+    tensors, left = to_ours(rows, shapes_of(spec), source)
+    known = _heads(tasks, fields, spec) if tasks is not None and prefix else ()
+    unused = _judged(folder, family, left, prefix=prefix, known=known)
+    return EncoderCheckpoint(family, spec, tensors, unused, fields.not_understood())
+
+
+def read_task_folder(folder: Path, *, architecture: str | None = None) -> TaskCheckpoint:
+    """Reads the folder of an encoder with its head; ``architecture`` is config.json's first, unless given.
+
+    Raises as `read_encoder_folder`, and ArchitectureError for an architecture that is no task of its family.
+    """
+    config = read_plain_config(folder)
+    family = encoder_family_for(str(config.get("model_type")))
+    tasks = tasks_of(family)
+    given = config.get("architectures")
+    first = given[0] if isinstance(given, list) and given else None
+    task = tasks.named(architecture or str(first))
+    fields = Fields(config, str(folder / "config.json"))
+    with describing(folder / "config.json"):
+        encoder = family.read(fields)
+        spec = TaskModel.Spec(encoder=encoder, head=task.read(fields, encoder))
+        names = labels(fields)
+    source = _weights(folder, len(encoder.layers))
+    tensors, left = to_ours(task_rows(tasks, task, spec), shapes_of(spec), source)
+    known = _heads(tasks, fields, encoder)
+    _drop_copies(spec.head, tensors)
+    unused = _judged(folder, family, left, prefix=tasks.prefix, known=known)
+    return TaskCheckpoint(tasks, task, spec, tensors, names, unused, fields.not_understood())
+
+
+def write_task_folder(
+    folder: Path,
+    spec: TaskModel.Spec,
+    tensors: Mapping[str, Tensor],
+    *,
+    labels: tuple[str, ...] | None = None,
+    architecture: str | None = None,
+    special: Mapping[str, int] | None = None,
+) -> Path:
+    """Writes config.json and model.safetensors of an encoder with its head, as the hub knows them.
+
+    ``architecture``: which of several that could express it; ``special``: ids of control tokens (``pad_token_id``).
+    Raises ArchitectureError where no family can express it.
+    """
+    tasks, task, config = write_task(spec, labels=labels, preferred=architecture)
+    return _write(folder, config | dict(special or {}), to_theirs(task_rows(tasks, task, spec), tensors))
+
+
+def write_encoder_folder(
+    folder: Path, family: EncoderFamily, spec: Encoder.Spec, tensors: Mapping[str, Tensor]
+) -> Path:
+    """As `write_task_folder`, of an encoder alone. Raises FileFormatError for a spec that the family cannot express."""
+    config = family.write(spec)
+    if config is None:
         raise FileFormatError(
-            f"{folder}: {len(spec.layers):,} layers are declared and {len(source):,} tensors given",
+            f"This encoder is no {family.model_type}", remedy="Save it in almanac's own layout, or as another family."
+        )
+    config = {"architectures": [family.architecture], "model_type": family.model_type, **config}
+    return _write(folder, config, to_theirs(encoder_rows(family, spec), tensors))
+
+
+def shapes_of(spec: core_spec.Spec) -> dict[str, Size]:
+    """The shape of every tensor of a network, by our names; nothing is allocated."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in spec.build().named_parameters()}
+
+
+def _write(folder: Path, config: Config, tensors: dict[str, Tensor]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(config_text(config))
+    write_safetensors(folder / "model.safetensors", {name: item.contiguous() for name, item in tensors.items()})
+    return folder
+
+
+def _weights(folder: Path, num_layers: int) -> dict[str, Tensor]:
+    """All tensors of the folder; gamma and beta of old files under the names of today."""
+    source = read_sharded(folder)
+    if num_layers > len(source):  # before any is built: a lie about their number must not cost time
+        raise FileFormatError(
+            f"{folder}: {num_layers:,} layers are declared and {len(source):,} tensors given",
             remedy="The configuration and the weights belong to different models; fetch both from one place.",
         )
-    names = {key.safetensors: key.ours for key in expand(family.keys, len(spec.layers))}
-    tensors: dict[str, Tensor] = {}
-    unused: list[str] = []
+    found: dict[str, Tensor] = {}
     for name in source:
         owner, _, leaf = name.rpartition(".")
-        if name in family.derived:
+        today = f"{owner}.{OLD_LEAVES[leaf]}" if leaf in OLD_LEAVES else name
+        found[name if today in source else today] = source[name]
+    return found
+
+
+def _heads(tasks: EncoderTasks, fields: Fields, encoder: Encoder.Spec) -> tuple[Key, ...]:
+    """The rows of every head that the family knows."""
+    rows: list[Key] = []
+    for task in tasks.tasks:
+        try:
+            rows += head_keys(task, task.read(Fields(fields.config, fields.origin), encoder))
+        except FileFormatError:  # labels of another task
             continue
-        if owner in names and leaf in WEIGHT_NAMES:
-            tensors[f"{names[owner]}.{leaf}"] = source[name]
-        elif owner in family.unused and leaf in WEIGHT_NAMES:
-            unused.append(name)
-        else:
+    return tuple(rows)
+
+
+def _judged(
+    folder: Path, family: EncoderFamily, left: list[str], *, prefix: str, known: tuple[Key, ...]
+) -> tuple[str, ...]:
+    """Those of the tensors left over that are known and not used; FileFormatError for any other."""
+    theirs = {name for key in known for leaf in WEIGHT_NAMES for name in key.theirs_of(leaf)}
+    below = f"{prefix}." if prefix else ""
+    unused: list[str] = []
+    for name in left:
+        owner, _, leaf = name.removeprefix(below).rpartition(".")
+        if f"{owner}.{leaf}" in family.derived:
+            continue
+        if name not in theirs and not (owner in family.unused and leaf in WEIGHT_NAMES):
             raise FileFormatError(
                 f"{folder}: {quoted(name)} is no tensor of a {family.model_type} encoder",
                 remedy="The weights and config.json belong to different models, or this variant is not known here.",
             )
-    return EncoderCheckpoint(family, spec, tensors, tuple(unused), fields.not_understood())
+        unused.append(name)
+    return tuple(unused)
+
+
+def _drop_copies(head: core_spec.Spec, tensors: dict[str, Tensor]) -> None:
+    """Takes out what files hold twice: of a head tied to the token table its copy, of another the bias of a tied one.
+
+    Raises FileFormatError where a copy has other numbers.
+    """
+    for path, item in head.walk("head"):
+        if not isinstance(item, MaskedHead.Spec):
+            continue
+        if item.projection is not None:
+            bias = tensors.pop(f"{path}.bias.weight", None)
+            if bias is not None and item.projection.bias:
+                tensors.setdefault(f"{path}.projection.bias", bias)
+            continue
+        weight, bias = (tensors.pop(f"{path}.projection.{leaf}", None) for leaf in WEIGHT_NAMES)
+        if bias is not None and item.bias is not None:
+            tensors.setdefault(f"{path}.bias.weight", bias)
+        if weight is not None and not weight.equal(tensors[f"{ENCODER}.embed.weight"]):
+            raise FileFormatError(
+                "The head is declared tied to the token table, yet the file holds another matrix",
+                remedy="Set tie_word_embeddings to false if the separate matrix is meant.",
+            )
