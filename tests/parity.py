@@ -86,8 +86,8 @@ def make(name: str, changes: Mapping[str, Any], *, seed: int = 0) -> Any:
     return model
 
 
-EAGER = frozenset(("gemma2", "gpt_oss"))
-"""Families whose fused attention leaves something out in theirs."""
+EAGER = frozenset(("mamba", "mamba2", "falcon_mamba", "rwkv", "gemma2", "gpt_oss", "gptj", "bloom", "mpt", "codegen"))
+"""Families whose fused attention leaves something out in theirs, or that have none."""
 
 
 def _attention_of(name: str) -> str:
@@ -136,6 +136,8 @@ def compare(theirs: Any, ours: Decoder, tolerance: float) -> None:
         reference = theirs(row, attention_mask=torch.ones_like(row), output_hidden_states=True)
         logits = ours(row)
         last = ours.hidden(row)[0]
+        inward = vars(ours.head)["_modules"].get("inward")  # theirs gives the last after it (OPT 350M)
+        last = inward(last) if inward is not None else last
     torch.testing.assert_close(logits, reference.logits, rtol=0, atol=tolerance)
     states = hidden_states(ours, row)
     # transformers gives the embedding, every block but the last, and the last after the final norm
@@ -251,7 +253,8 @@ class Parity:
         with torch.no_grad(), quiet():
             got = theirs(tokens(2, TIME)).logits
             reference = pair.theirs(tokens(2, TIME)).logits
-        torch.testing.assert_close(got, reference, rtol=0, atol=1e-6)
+        # tensors that lie otherwise in memory are summed in another order
+        torch.testing.assert_close(got, reference, rtol=0, atol=1e-5)
 
     @pytest.fixture
     def spec_of(self) -> Callable[[Any], Decoder.Spec]:

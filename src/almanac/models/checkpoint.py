@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from almanac.core.errors import FileFormatError
+from almanac.core.errors import AlmanacError, FileFormatError
 from almanac.models.family import Family
 from almanac.nn.head import TiedHead
 from almanac.nn.stack import Decoder
@@ -43,10 +43,14 @@ class ForeignCheckpoint:
 
 @contextmanager
 def describing(path: Path) -> Iterator[None]:
-    """Turns what Python says about nonsense in a configuration into FileFormatError; errors of ours pass."""
+    """Turns what Python says about nonsense in a configuration into FileFormatError; errors of ours tell the path."""
     nonsense = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
     try:
         yield
+    except AlmanacError as error:
+        if str(path) in error.cause:
+            raise
+        raise type(error)(f"{path}: {error.cause}", remedy=error.remedy) from error
     except nonsense as error:
         raise FileFormatError(
             f"{path} describes no model ({type(error).__name__}: {str(error)[:200]})",

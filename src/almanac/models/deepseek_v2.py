@@ -11,7 +11,8 @@ from almanac.nn.channel.moe.routing import Groups, SoftmaxTop
 from almanac.nn.stack import Decoder
 
 DEFAULTS: Config = {
-    "num_experts_per_tok": 6, "n_routed_experts": 64, "moe_intermediate_size": 1407, "n_shared_experts": 2, "first_k_dense_replace": 0,
+    "num_experts_per_tok": 6, "n_routed_experts": 64, "moe_intermediate_size": 1407, "n_shared_experts": 2,
+    "first_k_dense_replace": 0,
     "max_position_embeddings": 2048, "q_lora_rank": 1536,
 }  # fmt: skip
 """What the hub's configuration class assumes where a file is silent."""

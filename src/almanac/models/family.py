@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from almanac.core.errors import ArchitectureError, FileFormatError
 from almanac.files.quoting import quoted
+from almanac.models.gguf_fields import GgufFields
 from almanac.models.tensor_layout import Layout, Same
 from almanac.nn.encoder import Encoder
 from almanac.nn.stack import Decoder
@@ -74,6 +75,7 @@ class Family:
     - ``keys``: the name table; a function of the spec where names depend on it (experts, layers of several kinds)
     - ``tiny``: fields of the configuration of a tiny model that has all that is special to the family
     - ``derived``: endings of tensors that old files carry along and that follow from the configuration
+    - ``gguf_fields``: how the metadata of its GGUF files tell the configuration
     """
 
     model_type: str
@@ -84,6 +86,7 @@ class Family:
     gguf: str | None = None
     tiny: Config = field(default_factory=dict)
     derived: tuple[str, ...] = ()
+    gguf_fields: GgufFields = field(default_factory=GgufFields)
 
     def rows(self, spec: Decoder.Spec) -> list[Key]:
         """The name table of a model, a row for each layer."""
@@ -103,7 +106,7 @@ class EncoderFamily:
     architecture: str
     read: Callable[[Fields], Encoder.Spec]
     write: Callable[[Encoder.Spec], Config | None]
-    keys: tuple[Key, ...]
+    keys: Keys
     unused: tuple[str, ...] = ()
     derived: tuple[str, ...] = ()
 

@@ -2,30 +2,37 @@
 
 GGUF files of the llama architecture store the rows of each query and key head as neighbouring rotary pairs
 (x_0, x_{d/2}, x_1, ...), because ggml rotates neighbours; we rotate halves. Rows are whole blocks, so they can be put back
-in order without unpacking; the same for the bias.
+in order without unpacking; the same for the bias. What a family's files fuse lies row after row in one tensor, and gains
+that we keep as what they add to 1 are stored whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-from almanac.core.errors import FileFormatError, UnsupportedError
+from almanac.core.errors import AlmanacError, FileFormatError, UnsupportedError
 from almanac.files.gguf.reader import GGUF, GGUFTensor, read_gguf
 from almanac.models.checkpoint import ForeignCheckpoint, Packed, describing, drop_tied_head
-from almanac.models.family import Config, Family, Fields, family_for_gguf
+from almanac.models.family import Family, Fields, Key, expand, families, family_for_gguf
+from almanac.models.gguf_fields import FACTORS as FREQUENCY_FACTORS
+from almanac.models.gguf_fields import REMEDY
+from almanac.models.hub_folder import shapes_of
 from almanac.nn.attention.full import Attention
-from almanac.nn.block import Block
+from almanac.nn.norm import RMSNorm
 from almanac.nn.positions import rope
 from almanac.nn.stack import Decoder
 
-FREQUENCY_FACTORS = "rope_freqs.weight"
+TABLES = ("rope_factors_short.weight", "rope_factors_long.weight")
+BESIDE = (FREQUENCY_FACTORS, *TABLES)
+ORIGINAL, TEMPERATURE = "rope.scaling.original_context_length", "rope.scaling.attn_factor"
 DENSE_FORMATS = ("F32", "F16", "BF16")
-_REMEDY = "Fetch the model again, or use its safetensors form."
+Row = tuple[str, str, Tensor, tuple[int, ...]]
+"""(name, GGUF format, tensor packed or dense, dense shape)"""
 
 
 def read_gguf_file(path: Path) -> tuple[ForeignCheckpoint, GGUF]:
@@ -36,19 +43,18 @@ def read_gguf_file(path: Path) -> tuple[ForeignCheckpoint, GGUF]:
         UnsupportedError: a feature that would be silently lost.
     """
     file = read_gguf(path)
-    family = family_for_gguf(str(file.metadata.get("general.architecture")))
-    prefix = f"{family.gguf}."
-    values = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
-    metadata = Fields(values, str(path))
+    family = _family_of_file(file)
+    metadata = _fields(file.metadata, family, str(path))
     with describing(path):
-        spec = family.read(Fields(gguf_config(metadata, file.tensors), str(path)))
-        _require_whole_rotation(spec)
-    if (factors := file.tensors.get(FREQUENCY_FACTORS)) is not None:
-        spec = with_factors(spec, tuple(float(value) for value in factors.dense().flatten()))
-    keys = {key.gguf: key for key in family.rows(spec) if key.gguf}
+        spec = _read_spec(family, metadata, _vocab_size(file.tensors), file.tensors)
+    beside = {name: file.tensors[name].dense() for name in BESIDE if name in file.tensors}
+    spec = scaled(spec, beside, metadata)
+    with describing(path):
+        keys, shapes = {key.gguf: key for key in gguf_rows(family, spec)}, shapes_of(spec)
+    offsets = _offsets(spec)
     tensors: dict[str, Tensor | Packed] = {}
     for name, stored in file.tensors.items():
-        if name == FREQUENCY_FACTORS:
+        if name in BESIDE:
             continue
         owner, _, leaf = name.rpartition(".")
         key = keys.get(owner)
@@ -58,130 +64,183 @@ def read_gguf_file(path: Path) -> tuple[ForeignCheckpoint, GGUF]:
                 remedy="This variant of the architecture is not known here; use another file of the model.",
             )
         with describing(path):
-            (owner,) = key.our_names
-            tensors[f"{owner}.{leaf}"] = _tensor(stored, _head_dim(spec, owner) if key.interleaved else None)
+            heads = _head_dim(spec, key.our_names[0]) if key.interleaved else None
+            for part, tensor in _parts(key, leaf, stored, shapes):
+                tensors[part] = _ours(tensor, stored, heads, offsets.get(part, 0.0))
     drop_tied_head(spec, tensors)
     return ForeignCheckpoint(family, spec, tensors, metadata.not_understood()), file
 
 
-def gguf_config(metadata: Fields, tensors: Mapping[str, GGUFTensor]) -> Config:
-    """The hub configuration that a GGUF's metadata (without the architecture's prefix) amounts to."""
-    heads, hidden = metadata.integer("attention.head_count"), metadata.integer("embedding_length")
+def described(spec: Decoder.Spec, preferred: str | None = None) -> tuple[Family, dict[str, Any], dict[str, Tensor]]:
+    """The family whose GGUF files can hold a model of ``spec``, the file's metadata, and tensors that are no weights.
+
+    ``preferred`` first. Raises UnsupportedError if there is none: a file would silently be another model.
+    """
+    more, beside = untold(spec)
+    told = spec.replace("layers.*.mixer.position", scaling=None) if beside else spec
+    names = [name.rpartition(".") for name in shapes_of(told)]
+    refusal: AlmanacError | None = None
+    for family in sorted(families(), key=lambda family: family.model_type != preferred):
+        known = TABLES * family.gguf_fields.tables + (FREQUENCY_FACTORS,) * family.gguf_fields.factors
+        if family.gguf is None or not beside.keys() <= set(known):
+            continue
+        try:
+            metadata = _metadata(family, told)
+            keys = by_name(family, told)
+            there = {f"{_known(keys, owner).gguf}.{leaf}" for owner, _, leaf in names}
+            read = _read_spec(family, _fields(metadata, family, "the file"), told.embed.vocab_size, there)
+        except (AlmanacError, LookupError, TypeError, ValueError) as error:
+            if family.model_type == preferred and isinstance(error, UnsupportedError):
+                refusal = error
+            continue
+        if read == told and _family_among(family.gguf, metadata) is family:
+            return family, metadata | {f"{family.gguf}.{name}": value for name, value in more.items()}, beside
+    raise refusal or UnsupportedError(
+        f"GGUF has no architecture for this {preferred or 'model'} (its windows, scales, layers without positions or "
+        "biases would be lost)",
+        remedy="Export as hf instead.",
+    )
+
+
+def _metadata(family: Family, spec: Decoder.Spec) -> dict[str, Any]:
+    config = family.write(spec)
+    if config is None:
+        raise LookupError(f"no {family.model_type}")
+    head_dim, rotary_dim = _head_dim(spec, "layers.0.mixer.q"), _rotary_dim(spec)
+    values = family.gguf_fields.write(config, head_dim, rotary_dim)
+    return {"general.architecture": family.gguf, **{f"{family.gguf}.{name}": value for name, value in values.items()}}
+
+
+def _read_spec(family: Family, metadata: Fields, vocab_size: int, tensors: Collection[str]) -> Decoder.Spec:
+    fields = family.gguf_fields
+    spec = family.read(Fields(fields.read(metadata, vocab_size, tensors), metadata.origin))
+    # llama.cpp refuses (llama) or ends itself over (qwen2) heads of which only a part is rotated
+    if fields.rotary and not fields.partial and _rotary_dim(spec) != _head_dim(spec, "layers.0.mixer.q"):
+        raise UnsupportedError("A GGUF file cannot rotate a part of each head", remedy="Use the safetensors form.")
+    return spec
+
+
+def _fields(metadata: Mapping[str, object], family: Family, origin: str) -> Fields:
+    prefix = f"{family.gguf}."
+    values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    return Fields(values, origin)
+
+
+def _family_of_file(file: GGUF) -> Family:
+    architecture = str(file.metadata.get("general.architecture"))
+    return _family_among(architecture, file.metadata) or family_for_gguf(architecture)
+
+
+def _family_among(architecture: str, metadata: Mapping[str, object]) -> Family | None:
+    """Of the families that share an architecture, the one whose needs are met and that has most of them."""
+    fitting = [
+        family
+        for family in families()
+        if family.gguf == architecture and all(metadata.get(f"{architecture}.{n}") for n in family.gguf_fields.needs)
+    ]
+    return max(fitting, key=lambda family: len(family.gguf_fields.needs), default=None)
+
+
+def _vocab_size(tensors: Mapping[str, GGUFTensor]) -> int:
     embed = tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
         raise FileFormatError("The GGUF file has no token_embd.weight", remedy="Fetch a complete model file.")
-    head_dim = metadata.integer("attention.key_length", hidden // heads)
-    if metadata.integer("attention.value_length", head_dim) != head_dim:
-        raise UnsupportedError(f"{metadata.origin}: values of another length than keys", remedy=_REMEDY)
-    context = metadata.integer("context_length")
-    if 0 < metadata.integer("attention.sliding_window", context, low=0) < context:
-        raise UnsupportedError(f"{metadata.origin}: a sliding window in GGUF", remedy=_REMEDY)
-    rotary_dim = metadata.integer("rope.dimension_count", head_dim)
-    if rotary_dim % 2 or int(head_dim * (rotary_dim / head_dim)) != rotary_dim:
-        raise UnsupportedError(f"{metadata.origin}: {rotary_dim} rotary dimensions", remedy=_REMEDY)
-    metadata.any("vocab_size")  # the embedding's own size counts
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": metadata.integer("feed_forward_length"),
-        "num_hidden_layers": metadata.integer("block_count", high=10_000),
-        "num_attention_heads": heads,
-        "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "partial_rotary_factor": rotary_dim / head_dim,
-        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
-        "max_position_embeddings": context,
-        "vocab_size": embed.shape[0],
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors and "blk.0.attn_output.bias" in tensors,
-        "rope_parameters": _rotary(metadata, scaled="rope_freqs.weight" in tensors),
-    }
+    return embed.shape[0]
 
 
-def _rotary(metadata: Fields, *, scaled: bool) -> Config:
-    """The ``rope_parameters``; ``scaled``: the file brings factors of its own."""
-    rotary: Config = {"rope_theta": metadata.number("rope.freq_base", 10_000.0), "rope_type": "default"}
-    # llama.cpp takes a factor without a type for a linear one
-    default = "none" if metadata.any("rope.scaling.factor") is None else "linear"
-    kind = metadata.any("rope.scaling.type", default)
-    metadata.any("rope.scaling.original_context_length")
-    if kind not in ("none", "linear") or (kind == "linear" and scaled):
-        raise UnsupportedError(f"{metadata.origin}: rope scaling {kind!r}", remedy=_REMEDY)
-    if kind == "linear":
-        rotary |= {"rope_type": "linear", "factor": metadata.number("rope.scaling.factor")}
-    return rotary
+def gguf_rows(family: Family, spec: Decoder.Spec) -> list[Key]:
+    """The rows of the family's name table that GGUF has names for."""
+    keys = family.gguf_fields.keys
+    if keys is None:
+        return [key for key in family.rows(spec) if key.gguf]
+    return [key for key in expand(keys if isinstance(keys, tuple) else keys(spec), len(spec.layers)) if key.gguf]
 
 
-def gguf_metadata(spec: Decoder.Spec, config: Config, family: Family) -> dict[str, Any]:
-    """The architecture's metadata for a spec written as ``config`` by its family.
+def by_name(family: Family, spec: Decoder.Spec) -> dict[str, Key]:
+    """Our modules -> the rows that have them."""
+    return {name: key for key in gguf_rows(family, spec) for name in key.our_names}
 
-    Raises UnsupportedError for what the format has no field for.
-    """
-    prefix = f"{family.gguf}."
-    rotary = config["rope_parameters"]
-    if config.get("use_sliding_window") or config.get("mlp_bias") or config.get("hidden_act") != "silu":
-        raise UnsupportedError(
-            "GGUF has no field for this model's windows, channel biases or activation",
-            remedy="Export it in another format; a GGUF file would silently be another model.",
-        )
-    _require_whole_rotation(spec)
-    metadata: dict[str, Any] = {
-        "general.architecture": family.gguf,
-        prefix + "block_count": config["num_hidden_layers"],
-        prefix + "context_length": config["max_position_embeddings"],
-        prefix + "embedding_length": config["hidden_size"],
-        prefix + "feed_forward_length": config["intermediate_size"],
-        prefix + "attention.head_count": config["num_attention_heads"],
-        prefix + "attention.head_count_kv": config["num_key_value_heads"],
-        prefix + "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        prefix + "rope.freq_base": rotary["rope_theta"],
-        prefix + "rope.dimension_count": _rotary_dim(spec),
-        prefix + "vocab_size": config["vocab_size"],
-    }
-    head_dim = _head_dim(spec, "layers.0.mixer.q")
-    metadata |= {prefix + "attention.key_length": head_dim, prefix + "attention.value_length": head_dim}
-    if rotary["rope_type"] == "linear":
-        metadata |= {prefix + "rope.scaling.type": "linear", prefix + "rope.scaling.factor": rotary["factor"]}
-    return metadata
+
+def _known(keys: Mapping[str, Key], owner: str) -> Key:
+    if (found := keys.get(owner)) is None:
+        raise UnsupportedError(f"GGUF has no name for {owner}", remedy="Export in another format.")
+    return found
 
 
 def gguf_order(name: str, tensor: Tensor, family: Family, spec: Decoder.Spec) -> tuple[str, Tensor]:
-    """Our name and rows -> the GGUF name, and rows in the order that ggml rotates."""
+    """Our name and rows -> the GGUF name, and rows in the order that ggml rotates, gains whole."""
     owner, _, leaf = name.rpartition(".")
-    keys = {key.ours: key for key in family.rows(spec) if key.gguf}
-    if (key := keys.get(owner)) is None:
-        raise UnsupportedError(f"GGUF has no name for {owner}", remedy="Export in another format.")
+    key = _known(by_name(family, spec), owner)
     if key.interleaved:
         tensor = interleave(tensor, _head_dim(spec, owner))
+    if offset := _offsets(spec).get(name):
+        tensor = tensor + offset
     return f"{key.gguf}.{leaf}", tensor
 
 
-def frequency_factors(spec: Decoder.Spec) -> Tensor | None:
-    """The ``rope_freqs`` tensor float32 [rotary/2] of scalings that GGUF can only tell as factors, or None."""
-    position = _mixer(spec, 0).position
-    if position is None or position.scaling is None or isinstance(position.scaling, rope.Linear):
-        return None
-    if isinstance(position.scaling, rope.Factors):  # as they came: dividing them out again would round
-        return torch.tensor(position.scaling.factors)
-    return rope.frequencies(position.with_(scaling=None)) / rope.frequencies(position)
+def fused(rows: Sequence[tuple[str, Row]], family: Family, spec: Decoder.Spec) -> dict[str, tuple[str, Tensor, Any]]:
+    """(GGUF name, row of ours) pairs -> the file's tensors: those of one name one after another, as the table has them.
+
+    Raises UnsupportedError for parts packed in different formats.
+    """
+    places = {name: place for key in gguf_rows(family, spec) for place, name in enumerate(key.our_names)}
+    together: dict[str, list[Row]] = {}
+    for target, row in rows:
+        together.setdefault(target, []).append(row)
+    out: dict[str, tuple[str, Tensor, Any]] = {}
+    for target, parts in together.items():
+        parts.sort(key=lambda row: places[row[0].rpartition(".")[0]])
+        if len({format for _, format, _, _ in parts}) > 1:
+            raise UnsupportedError(
+                f"GGUF holds {target} as one tensor, and its parts here are packed in different formats",
+                remedy="Pack them in one format, or export with quantization.",
+            )
+        shape = (sum(shape[0] for *_, shape in parts), *parts[0][3][1:])
+        out[target] = (parts[0][1], parts[0][2] if len(parts) == 1 else torch.cat([row[2] for row in parts]), shape)
+    return out
 
 
-def with_factors(spec: Decoder.Spec, factors: tuple[float, ...]) -> Decoder.Spec:
-    """The spec with every rotary frequency divided by its factor. Raises FileFormatError if they cannot be that."""
-    if len(factors) != _rotary_dim(spec) // 2 or not all(0 < factor < float("inf") for factor in factors):
-        raise FileFormatError(
-            f"{FREQUENCY_FACTORS} holds {len(factors)} factors that do not fit {_rotary_dim(spec)} rotary dimensions",
-            remedy=_REMEDY,
-        )
-    return spec.replace("layers.*.mixer.position", scaling=rope.Factors(factors=factors))
+def untold(spec: Decoder.Spec) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors float32 [rotary/2] of a scaling that GGUF tells by factors beside the weights; empty if none."""
+    positions = {mixer.position for mixer in _mixers(spec)}
+    position = next(iter(positions)) if len(positions) == 1 else None
+    if position is None or not isinstance(position, rope.Rope.Spec):
+        return {}, {}
+    match position.scaling:
+        case rope.LongRope() as scaling:
+            tables = (torch.tensor(table) for table in (scaling.short, scaling.long))
+            more = {ORIGINAL: scaling.original, TEMPERATURE: scaling.attention}
+            return more, dict(zip(TABLES, tables, strict=True))
+        case rope.Factors() as scaling:  # as they came: dividing them out again would round
+            return {}, {FREQUENCY_FACTORS: torch.tensor(scaling.factors)}
+        case rope.Llama3() | rope.Ntk():
+            factors = rope.frequencies(position.with_(scaling=None)) / rope.frequencies(position)
+            return {}, {FREQUENCY_FACTORS: factors}
+        case _:
+            return {}, {}
 
 
-def without_factors(spec: Decoder.Spec) -> Decoder.Spec:
-    """The spec less the factors that travel beside the metadata; a family has no field for them."""
-    mixers = [layer.mixer for layer in spec.layers if isinstance(layer, Block.Spec)]
-    positions = [mixer.position for mixer in mixers if isinstance(mixer, Attention.Spec)]
-    if any(position is not None and isinstance(position.scaling, rope.Factors) for position in positions):
-        return spec.replace("layers.*.mixer.position", scaling=None)
-    return spec
+def scaled(spec: Decoder.Spec, beside: Mapping[str, Tensor], metadata: Fields) -> Decoder.Spec:
+    """The spec with the scaling that a file's factors tell. Raises FileFormatError if they cannot be that."""
+    if not beside:
+        return spec
+    tables = {name: tuple(float(value) for value in tensor.flatten()) for name, tensor in beside.items()}
+    for name, table in tables.items():
+        if len(table) != _rotary_dim(spec) // 2 or not all(0 < factor < float("inf") for factor in table):
+            raise FileFormatError(
+                f"{name} holds {len(table)} factors that do not fit {_rotary_dim(spec)} rotary dimensions",
+                remedy=REMEDY,
+            )
+    scaling: rope.Scaling
+    if FREQUENCY_FACTORS in tables:
+        scaling = rope.Factors(factors=tables[FREQUENCY_FACTORS])
+    elif tables.keys() == set(TABLES):
+        short, long = (tables[name] for name in TABLES)
+        original, attention = metadata.integer(ORIGINAL), metadata.number(TEMPERATURE, 1.0)
+        scaling = rope.LongRope(short=short, long=long, original=original, attention=attention)
+    else:
+        raise FileFormatError("The file holds one of LongRope's two tables", remedy=REMEDY)
+    return spec.replace("layers.*.mixer.position", scaling=scaling)
 
 
 def interleave(rows: Tensor, head_dim: int) -> Tensor:
@@ -194,34 +253,49 @@ def deinterleave(rows: Tensor, head_dim: int) -> Tensor:
     return rows.view(-1, head_dim // 2, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def _require_whole_rotation(spec: Decoder.Spec) -> None:
-    """llama.cpp refuses (llama) or ends itself over (qwen2) heads of which only a part is rotated."""
-    if _rotary_dim(spec) != _head_dim(spec, "layers.0.mixer.q"):
-        raise UnsupportedError("A GGUF file cannot rotate a part of each head", remedy="Use the safetensors form.")
+def _parts(
+    key: Key, leaf: str, stored: GGUFTensor, shapes: Mapping[str, Size]
+) -> Iterator[tuple[str, Tensor | Packed]]:
+    """Our tensors that a stored one holds, packed if it is a packed matrix."""
+    names = [f"{name}.{leaf}" for name in key.our_names]
+    is_packed = len(stored.shape) >= 2 and stored.format.name not in DENSE_FORMATS
+    whole = stored.blocks().view(*stored.shape[:-1], -1) if is_packed else stored.dense()
+    if len(names) == 1 and not is_packed and (shape := shapes.get(names[0])) and shape.numel() == whole.numel():
+        whole = whole.view(shape)  # dimensions of 1 come and go
+    sizes = [shapes[name][0] if len(names) > 1 else whole.shape[0] for name in names]
+    for name, rows in zip(names, whole.split(sizes), strict=True):
+        shape = (rows.shape[0], *stored.shape[1:])
+        yield name, Packed(rows, stored.format.name, shape) if is_packed else rows
 
 
-def _tensor(stored: GGUFTensor, head_dim: int | None) -> Tensor | Packed:
-    if len(stored.shape) == 2 and stored.format.name not in DENSE_FORMATS:
-        blocks = stored.blocks()
-        blocks = deinterleave(blocks, head_dim) if head_dim else blocks
-        return Packed(blocks, stored.format.name, tuple(stored.shape))
-    dense = stored.dense()
-    return (deinterleave(dense, head_dim) if head_dim else dense).to(torch.float32)
+def _ours(tensor: Tensor | Packed, stored: GGUFTensor, head_dim: int | None, offset: float) -> Tensor | Packed:
+    if isinstance(tensor, Packed):
+        blocks = deinterleave(tensor.blocks, head_dim) if head_dim else tensor.blocks
+        return Packed(blocks, tensor.format, tensor.shape)
+    dense = (deinterleave(tensor, head_dim) if head_dim else tensor).to(torch.float32)
+    return dense - offset if offset else dense
 
 
-def _mixer(spec: Decoder.Spec, layer: int) -> Attention.Spec:
-    block = spec.layers[layer]
-    if not (isinstance(block, Block.Spec) and isinstance(block.mixer, Attention.Spec)):
+def _offsets(spec: Decoder.Spec) -> dict[str, float]:
+    """Our gains that are stored whole in GGUF -> what we leave out of them."""
+    return {
+        f"{path}.weight": item.offset for path, item in spec.walk() if isinstance(item, RMSNorm.Spec) and item.offset
+    }
+
+
+def _mixers(spec: Decoder.Spec) -> list[Attention.Spec]:
+    """The attention of every layer, whatever block it is in."""
+    mixers = [item for path, item in spec.walk() if path.endswith(".mixer") and isinstance(item, Attention.Spec)]
+    if len(mixers) != len(spec.layers):
         raise UnsupportedError("GGUF is defined for attention layers here", remedy="Export in the almanac format.")
-    return block.mixer
+    return mixers
 
 
 def _head_dim(spec: Decoder.Spec, path: str) -> int:
-    return _mixer(spec, int(path.split(".")[1])).head_dim
+    return _mixers(spec)[int(path.split(".")[1])].head_dim
 
 
 def _rotary_dim(spec: Decoder.Spec) -> int:
-    positions = [_mixer(spec, index).position for index in range(len(spec.layers))]
-    if any(position is None for position in positions) or positions[0] is None:
-        raise UnsupportedError("GGUF has no field for layers without positions", remedy="Export in another format.")
-    return positions[0].rotary_dim
+    """0 where no layer has rotary positions; those that have them share their part."""
+    dims = [mixer.position.rotary_dim for mixer in _mixers(spec) if isinstance(mixer.position, rope.Rope.Spec)]
+    return dims[0] if dims else 0

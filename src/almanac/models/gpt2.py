@@ -9,6 +9,8 @@ import math
 from almanac.core.errors import UnsupportedError
 from almanac.files.quoting import quoted
 from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.gguf_fields import Entry, GgufFields
+from almanac.models.gguf_names import AROUND, DENSE, FUSED_MIXER, NORMS, named
 from almanac.models.llama import ACTIVATIONS, MAX_LAYERS
 from almanac.models.shape import activation_name, all_of
 from almanac.models.tensor_layout import Concat, Transposed
@@ -99,6 +101,16 @@ def write(spec: Decoder.Spec) -> Config | None:
     }
 
 
+GGUF = GgufFields(
+    entries=(Entry("attention.layer_norm_epsilon", "layer_norm_epsilon"),),
+    renamed={
+        "hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head", "max_position_embeddings": "n_positions",
+    },
+    rotary=False,
+    flags={},
+    keys=(*AROUND, named("positions", "position_embd"), *NORMS, *FUSED_MIXER, *DENSE),
+)  # fmt: skip
 FAMILY = Family(
     "gpt2",
     "GPT2LMHeadModel",
@@ -106,5 +118,7 @@ FAMILY = Family(
     write,
     KEYS,
     tiny={"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 64, "n_inner": 96},
+    gguf="gpt2",
     derived=(".attn.bias", ".attn.masked_bias"),
+    gguf_fields=GGUF,
 )

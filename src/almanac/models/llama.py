@@ -13,7 +13,7 @@ from almanac.core.spec import Spec
 from almanac.files.quoting import quoted
 from almanac.models.family import Config, Family, Fields, Key
 from almanac.models.rope_config import read_rope, write_rope
-from almanac.nn.activation import Activation, Gelu, GeluTanh, Relu, Silu
+from almanac.nn.activation import Activation, Gelu, GeluTanh, Mish, QuickGelu, Relu, ReluSquared, Silu, Tanh
 from almanac.nn.attention.full import Attention, attention
 from almanac.nn.attention.masks import Causal, Mask
 from almanac.nn.block import Block
@@ -25,7 +25,9 @@ from almanac.nn.norm import RMSNorm
 from almanac.nn.stack import Decoder
 
 ACTIVATIONS: dict[str, Activation] = {
-    "silu": Silu(), "gelu": Gelu(), "gelu_new": GeluTanh(), "gelu_pytorch_tanh": GeluTanh(), "relu": Relu(),
+    "silu": Silu(), "swish": Silu(), "gelu": Gelu(), "gelu_python": Gelu(), "gelu_new": GeluTanh(),
+    "gelu_pytorch_tanh": GeluTanh(), "gelu_fast": GeluTanh(), "gelu_accurate": GeluTanh(), "gelu_python_tanh": GeluTanh(),
+    "quick_gelu": QuickGelu(), "relu": Relu(), "relu2": ReluSquared(), "mish": Mish(), "tanh": Tanh(),
 }  # fmt: skip
 
 MAX_LAYERS = 10_000  # far above any model; a damaged file must not make us build a million layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from almanac.models.family import Config, Family, Fields
+from almanac.models.gguf_fields import GgufFields
 from almanac.models.llama import KEYS, MAX_LAYERS, read_decoder, write_decoder
 from almanac.models.rope_config import write_rope
 from almanac.nn.attention.masks import Causal, Mask, SlidingWindow
@@ -55,5 +56,11 @@ def write(spec: Decoder.Spec) -> Config | None:
 
 
 FAMILY = Family(
-    "qwen2", "Qwen2ForCausalLM", read, write, tuple(replace(key, interleaved=False) for key in KEYS), gguf="qwen2"
+    "qwen2",
+    "Qwen2ForCausalLM",
+    read,
+    write,
+    tuple(replace(key, interleaved=False) for key in KEYS),
+    gguf="qwen2",
+    gguf_fields=GgufFields(factors=False, flags={}),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from almanac.models.family import Config, Family, Fields
+from almanac.models.gguf_fields import GgufFields
 from almanac.models.llama import KEYS, MAX_LAYERS, read_decoder, write_decoder
 from almanac.models.rope_config import write_rope
 from almanac.nn.attention.masks import Causal, Mask, SlidingWindow
@@ -56,4 +57,6 @@ def write(spec: Decoder.Spec) -> Config | None:
     }
 
 
-FAMILY = Family("smollm3", "SmolLM3ForCausalLM", read, write, KEYS)
+FAMILY = Family(
+    "smollm3", "SmolLM3ForCausalLM", read, write, KEYS, gguf="smollm3", gguf_fields=GgufFields(factors=False, flags={})
+)

@@ -1,4 +1,5 @@
-"""Pointwise activations as values: SiLU and GELU (Hendrycks 2016, arXiv 1606.08415), ReLU."""
+"""Pointwise activations as values: SiLU and GELU (Hendrycks 2016, arXiv 1606.08415) with its approximations, ReLU and its
+square (So 2021, arXiv 2109.08668), Mish (Misra 2019, arXiv 1908.08681), tanh."""
 
 from __future__ import annotations
 
@@ -49,3 +50,35 @@ class Relu(Activation):
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.relu(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tanh(Activation):
+    """The hyperbolic tangent, of BERT's pooler."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickGelu(Activation):
+    """x · sigmoid(1.702 x), the coarser approximation of GELU."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * (1.702 * x).sigmoid()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReluSquared(Activation):
+    """max(x, 0)²."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mish(Activation):
+    """x · tanh(ln(1 + eˣ))."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.mish(x)

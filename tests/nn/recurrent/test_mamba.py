@@ -40,9 +40,9 @@ def theirs(layer: Mamba) -> MambaMixer:
         "conv1d.bias": layer.conv.bias,
         "x_proj.weight": layer.selection.project.weight,
         "dt_proj.weight": layer.selection.step.weight,
-        "dt_proj.bias": layer.step_bias,
-        "A_log": layer.log_decay,
-        "D": layer.skip,
+        "dt_proj.bias": layer.step_bias.weight,
+        "A_log": layer.log_decay.weight[0],
+        "D": layer.skip.weight,
         "out_proj.weight": layer.out.weight,
     }
     twin.load_state_dict({name: tensor.detach() for name, tensor in weights.items()})
@@ -122,11 +122,11 @@ def test_states_fade_and_steps_are_positive_whatever_is_learned() -> None:
 def test_it_begins_as_the_paper_says() -> None:
     layer = initialise(mamba(32, num_states=6).build(), seed=0)
     assert isinstance(layer, Mamba) and isinstance(layer.selection, Selective)
-    torch.testing.assert_close(negative(layer.log_decay), -torch.arange(1.0, 7.0).expand(64, 6))
-    steps = F.softplus(layer.step_bias)
+    torch.testing.assert_close(negative(layer.log_decay()[0]), -torch.arange(1.0, 7.0).expand(64, 6))
+    steps = F.softplus(layer.step_bias())
     torch.testing.assert_close(steps[[0, -1]], torch.tensor([1e-3, 1e-1]), rtol=1e-4, atol=0)
     torch.testing.assert_close(steps[1:] / steps[:-1], (steps[1] / steps[0]).expand(63), rtol=1e-3, atol=0)
-    assert torch.equal(layer.skip, torch.ones(64))
+    assert torch.equal(layer.skip(), torch.ones(64))
     assert layer.selection.step.weight.shape == (64, 2)
     assert 0.9 * 2**-0.5 < float(layer.selection.step.weight.abs().max().detach()) <= 2**-0.5
     values = torch.tensor([1e-4, 0.1, 3.0], dtype=torch.float64)
@@ -142,8 +142,8 @@ def test_without_selection_the_scan_is_linear_in_its_input_and_with_it_not() -> 
         def scanned(u: Tensor, layer: Mamba = layer) -> Tensor:
             step, b, c = layer.selection(u)
             memory = torch.zeros(1, layer.channels, layer.num_states).double()
-            step = softplus(step + layer.step_bias)
-            return selective_scan(u, step, negative(layer.log_decay), b, c, memory=memory)[0]
+            step = softplus(step + layer.step_bias())
+            return selective_scan(u, step, negative(layer.log_decay()[0]), b, c, memory=memory)[0]
 
         difference = (scanned(first + second) - scanned(first) - scanned(second)).abs().max()
         assert (difference < 1e-10) is not selective

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from nn.recurrent.mixing import HIDDEN, PIECES, VOCAB, built, decoder, in_pieces, numbers, spec_of, whole
+from torch import Tensor
 from toys import tensors_of
 
 from almanac.adapt.lora import Lora
@@ -21,7 +22,16 @@ from almanac.core.weight import StoredWeight
 from almanac.generate.engine import Engine, Request, run_all
 from almanac.nn.attention.linear import linear_attention
 from almanac.nn.linear import Linear
+from almanac.nn.recurrent.delta import gated_delta
+from almanac.nn.recurrent.gru import gru
+from almanac.nn.recurrent.lstm import lstm
 from almanac.nn.recurrent.mamba import mamba
+from almanac.nn.recurrent.mamba2 import mamba2
+from almanac.nn.recurrent.retnet import retention
+from almanac.nn.recurrent.rwkv4 import Rwkv4Channel, rwkv4, rwkv4_channel
+from almanac.nn.recurrent.rwkv6 import rwkv6
+from almanac.nn.recurrent.rwkv7 import rwkv7
+from almanac.nn.recurrent.s4 import s4
 from almanac.nn.recurrent.s4d import s4d
 
 SPECS: dict[str, Callable[[], Spec]] = {
@@ -29,6 +39,19 @@ SPECS: dict[str, Callable[[], Spec]] = {
     "mamba without gate": lambda: mamba(HIDDEN, expand=1, num_states=3, gated=False, conv_width=2),
     "mamba without selection": lambda: mamba(HIDDEN, num_states=4, selective=False),
     "s4d": lambda: s4d(HIDDEN, num_states=5),
+    "s4": lambda: s4(HIDDEN, num_states=4),
+    "mamba2": lambda: mamba2(HIDDEN, num_heads=4, head_dim=6, num_states=5, num_groups=2),
+    "rwkv4": lambda: rwkv4(HIDDEN, channels=16),
+    "rwkv4 channel": lambda: rwkv4_channel(HIDDEN, 32),
+    "rwkv6": lambda: rwkv6(HIDDEN, num_heads=3, share_rank=4, decay_rank=5),
+    "rwkv7": lambda: rwkv7(HIDDEN, num_heads=3, rank=4, first=True),
+    "rwkv7 channel": lambda: rwkv4_channel(HIDDEN, 32, receptance=False),
+    "retention": lambda: retention(HIDDEN, num_heads=3),
+    "delta": lambda: gated_delta(HIDDEN, num_heads=3, head_dim=5, forgets=False),
+    "gated delta": lambda: gated_delta(HIDDEN, num_heads=4, head_dim=5, value_dim=6, num_key_heads=2),
+    "lstm": lambda: lstm(HIDDEN),
+    "lstm of fewer cells": lambda: lstm(HIDDEN, cells=9),
+    "gru": lambda: gru(HIDDEN, cells=9),
     "linear attention": lambda: linear_attention(HIDDEN, num_heads=3, bias=True),
 }
 
@@ -70,7 +93,8 @@ def test_nothing_is_seen_before_its_time(spec: Spec) -> None:
     x = numbers(1, 9, dtype=torch.float64).requires_grad_()
     (reached,) = torch.autograd.grad(whole(layer, x)[0, 4].sum(), x)
     assert reached[0, 5:].abs().max() < 1e-12  # the Fourier transform rounds
-    assert reached[0, :5].abs().amax(1).min() > 1e-9
+    first = 3 if isinstance(layer, Rwkv4Channel) else 0  # which sees one token back
+    assert reached[0, first:5].abs().amax(1).min() > 1e-9
 
 
 @pytest.mark.parametrize("channel", [True, False])
@@ -114,6 +138,30 @@ def test_memory_is_the_same_after_one_token_and_after_a_hundred(spec: Spec) -> N
     assert len(held) == 1
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_it_compiles_as_one_graph(spec: Spec, packed: bool) -> None:
+    torch._dynamo.reset()
+    layer, x = built(spec), numbers(1, 9)
+    segments = torch.tensor([[0] * 4 + [1] * 5]) if packed else None
+    with torch.no_grad():
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(whole(compiled, x, segments), whole(layer, x, segments), rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_training_has_the_same_gradients(spec: Spec) -> None:
+    torch._dynamo.reset()
+    layer, x = built(spec), numbers(1, 7)
+    wholly = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    found: list[dict[str, Tensor]] = []
+    for module in (layer, wholly):
+        layer.zero_grad()
+        whole(module, x).square().sum().backward()
+        found.append({name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-4 * scale)
+
+
 def test_bfloat16_goes_through(spec: Spec) -> None:
     layer, x = built(spec), numbers(2, 12)
     expected = whole(layer, x)
@@ -130,8 +178,8 @@ def test_adapters_and_stored_weights_attach(spec: Spec) -> None:
     linear = select(model, "layers.**", of=Linear)
     assert len(linear) >= 2
     assert all(isinstance(site.weight, StoredWeight) for site in linear.values())
-    difference = (model(tokens) - before).abs().max()
-    assert 0 < difference < 0.1 * before.abs().max()
+    difference = (model(tokens) - before).norm()
+    assert 0 < difference < 0.1 * before.norm()
     quantized = model(tokens)
     Lora(rank=2).attach(model)
     torch.testing.assert_close(model(tokens), quantized)

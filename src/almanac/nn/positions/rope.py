@@ -22,8 +22,8 @@ Some checkpoints turn neighbours (x_{2i}, x_{2i+1}) instead, as the paper writes
 Under ``Dynamic`` and ``LongRope`` a key's angle depends on the length that its reader has seen. Keys are therefore kept as
 they were before they were turned, and every query turns them for its own length (as section 3.3 asks of caches), so that
 decoding with a state gives what decoding without one gives. That costs a pass over the keys for every length beyond the
-trained one (``LongRope``: one for all). Implementations that turn a whole text for its last token's length agree with this up to the
-trained length, and for the last token.
+trained one (``LongRope``: one for all). Implementations that turn a whole text for its last token's length agree with this
+up to the trained length, and for the last token.
 """
 
 from __future__ import annotations

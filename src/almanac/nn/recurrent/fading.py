@@ -22,11 +22,12 @@ CHUNK_OF_PAIRS = 16  # where it does not: [c, c, d] numbers per chunk
 MASKED = float("-inf")
 
 
+Streams = tuple[Tensor, Tensor, Tensor, Tensor]
+"""q, k [b, n, t, d]; v [b, n, t, e]; w (log decay, <= 0) [b, n, t, 1] or [b, n, t, d]."""
+
+
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    w: Tensor,
+    streams: Streams,
     memory: Tensor,
     *,
     rewrite: tuple[Tensor, Tensor] | None = None,
@@ -36,14 +37,13 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Every token's y and the matrix after the last.
 
-    Shapes: q, k [b, n, t, d]; v [b, n, t, e]; w (log decay, <= 0) [b, n, t, 1] or [b, n, t, d]; memory (S before)
-    [b, n, d, e]; rewrite (a, b) [b, n, t, d] each; bonus [n, d]: a token then reads S_{t-1} + diag(bonus) k_t v_tᵀ, as in
-    RWKV; segments int64 [b, t], each contiguous, the first going on from ``memory`` -> y [b, n, t, e], S [b, n, d, e].
+    Shapes: streams q, k, v, w; memory (S before) [b, n, d, e]; rewrite (a, b) [b, n, t, d] each; bonus [n, d]: a token then
+    reads S_{t-1} + diag(bonus) k_t v_tᵀ, as in RWKV; segments int64 [b, t], each contiguous, the first going on from
+    ``memory`` -> y [b, n, t, e], S [b, n, d, e].
     """
-    time = q.shape[2]
-    size = min(time, chunk or (CHUNK if w.shape[-1] == 1 else CHUNK_OF_PAIRS))
-    parts = [q, k, v, w, *(rewrite or ())]
-    q, k, v, w, *ab = (_cut(part, size) for part in parts)  # [b, n, m, c, ...]
+    time, width = streams[3].shape[2:]
+    size = min(time, chunk or (CHUNK if width == 1 else CHUNK_OF_PAIRS))
+    q, k, v, w = (_cut(part, size) for part in streams)  # [b, n, m, c, ...]
     own = _cut_segments(segments, size) if segments is not None else None  # [b, m, c]
     total = w.cumsum(-2)
     before = total - w
@@ -59,12 +59,12 @@ def attend(
     reader, ending = q * reach.exp() * past, total[..., -1:, :]
     writer, kept = (k * (ending - total).exp() * late).transpose(-1, -2), ending.exp().transpose(-1, -2) * going
     inside, arrived = weights @ v, writer @ v
-    if not ab:
+    if rewrite is None:
         entering, memory = _carried(kept, arrived, memory)
         y = inside + reader @ entering
     else:
-        a, b = ab
-        solved = _solve(a, b, k, v, before=before, total=total, earlier=earlier, past=past)
+        a, b = (_cut(part, size) for part in rewrite)
+        solved = _solve((a, b), k, v, before=before, total=total, earlier=earlier, past=past)
         again = _products(q, b, reach, total, visible)
         back = (b * (ending - total).exp() * late).transpose(-1, -2)
         outputs: list[Tensor] = []
@@ -77,9 +77,17 @@ def attend(
 
 
 def _solve(
-    a: Tensor, b: Tensor, k: Tensor, v: Tensor, *, before: Tensor, total: Tensor, earlier: Tensor, past: Tensor
+    rewrite: tuple[Tensor, Tensor],
+    k: Tensor,
+    v: Tensor,
+    *,
+    before: Tensor,
+    total: Tensor,
+    earlier: Tensor,
+    past: Tensor | float,
 ) -> tuple[Tensor, Tensor]:
     """a_tᵀ S_{t-1} = X + Y S of the chunk's beginning: X [b, n, m, c, e], Y [b, n, m, c, d]."""
+    a, b = rewrite
     system = torch.eye(a.shape[-2], dtype=a.dtype, device=a.device) - _products(a, b, before, total, earlier)
     known = _products(a, k, before, total, earlier) @ v
     given = torch.cat([known, a * before.exp() * past], dim=-1)

@@ -7,8 +7,9 @@ Gu and Dao 2023, arXiv 2312.00752, algorithm 2 (S6) in the block of figure 3:
 
 A is exact (zero-order hold, equation 4) and B is Euler's ΔB, as in the authors' code. Where the step, B and C come from is
 a part of its own: `Selective` reads them off u, `Invariant` learns them as constants, which makes the layer a linear
-time-invariant filter and changes nothing else. We deviate in spacing the steps evenly in log over the channels at the start
-where the authors draw them from the same range, and in allowing a layer without gate.
+time-invariant filter and changes nothing else. A `Selective` may normalise r, B and C (Jamba, arXiv 2403.19887, section 3;
+Falcon Mamba, arXiv 2410.05355). We deviate in spacing the steps evenly in log over the channels at the start where the
+authors draw them from the same range, and in allowing a layer without gate.
 
 Legend: b batch, t time, h hidden, c inner channels, n states per channel, r rank of the step.
 """
@@ -20,12 +21,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from almanac.core import spec
 from almanac.core.errors import ShapeError
 from almanac.core.site import Site
+from almanac.core.spec import Constant, Initialiser
 from almanac.core.state import Context, Mixer, State
+from almanac.nn.activation import Activation, Silu
 from almanac.nn.linear import Linear
 from almanac.nn.recurrent.conv import CausalConv, Uniform
 from almanac.nn.recurrent.learned import Learned
@@ -33,6 +36,25 @@ from almanac.nn.recurrent.scan import scan, starts
 from almanac.nn.recurrent.state import RecurrentState
 
 STEPS = (1e-3, 1e-1)  # section 3.6: where the steps begin
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogCounted(Initialiser):
+    """log 1, log 2, ... along the last dimension: S4D-Real (arXiv 2206.11893, section 4)."""
+
+    def fill(self, tensor: Tensor, generator: torch.Generator | None = None) -> None:
+        with torch.no_grad():
+            count = torch.arange(1, tensor.shape[-1] + 1, dtype=torch.float64, device=tensor.device)
+            tensor.copy_(count.log().expand_as(tensor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps(Initialiser):
+    """softplus of it is spaced evenly in log over `STEPS`."""
+
+    def fill(self, tensor: Tensor, generator: torch.Generator | None = None) -> None:
+        with torch.no_grad():
+            tensor.copy_(inverse_softplus(log_spaced(tensor.shape[-1])).expand_as(tensor))
 
 
 class Selective(Site):
@@ -43,6 +65,9 @@ class Selective(Site):
         project: Linear.Spec  # c -> r + 2 n
         step: Linear.Spec  # r -> c
         num_states: int
+        rank_norm: spec.Spec | None = None
+        b_norm: spec.Spec | None = None
+        c_norm: spec.Spec | None = None
 
         def __post_init__(self) -> None:
             _require_size(self.project.out_features, self.step.in_features + 2 * self.num_states, "project")
@@ -53,10 +78,15 @@ class Selective(Site):
     def __init__(self, spec: Selective.Spec) -> None:
         super().__init__()
         self.project, self.step = spec.project.build(), spec.step.build()
+        self.rank_norm = spec.rank_norm.build() if spec.rank_norm is not None else None
+        self.b_norm = spec.b_norm.build() if spec.b_norm is not None else None
+        self.c_norm = spec.c_norm.build() if spec.c_norm is not None else None
         self.sizes = [spec.step.in_features, spec.num_states, spec.num_states]
 
     def compute(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rank, b, c = self.project(u).split(self.sizes, dim=-1)
+        norms = (self.rank_norm, self.b_norm, self.c_norm)
+        parts = self.project(u).split(self.sizes, dim=-1)
+        rank, b, c = (part if norm is None else norm(part) for norm, part in zip(norms, parts, strict=True))
         return self.step(rank), b, c
 
 
@@ -94,9 +124,21 @@ class Mamba(Mixer):
         conv: CausalConv.Spec
         selection: spec.Spec
         out: Linear.Spec  # c -> h
+        log_decay: Learned.Spec  # a [1, c, n]
+        step_bias: Learned.Spec  # b [c]
+        skip: Learned.Spec  # D [c]
         num_states: int
+        activation: Activation = Silu()  # after the convolution
 
         def __post_init__(self) -> None:
+            channels = self.inward.out_features
+            for name, part, size in (
+                ("log_decay", self.log_decay, (1, channels, self.num_states)),
+                ("step_bias", self.step_bias, (channels,)),
+                ("skip", self.skip, (channels,)),
+            ):
+                if part.size != size:
+                    raise ShapeError(f"{name!r} has {part.size} where {size} are needed", remedy="Give it that size.")
             _require_size(self.conv.channels, self.inward.out_features, "conv")
             _require_size(self.out.in_features, self.inward.out_features, "out")
             if self.gate is not None:
@@ -113,9 +155,8 @@ class Mamba(Mixer):
         self.gate = spec.gate.build() if spec.gate is not None else None
         self.selection = spec.selection.build()
         self.channels, self.num_states, self.past = spec.conv.channels, spec.num_states, spec.conv.width - 1
-        self.log_decay = nn.Parameter(torch.arange(1.0, spec.num_states + 1).log().repeat(self.channels, 1))  # a
-        self.step_bias = nn.Parameter(inverse_softplus(log_spaced(self.channels)))
-        self.skip = nn.Parameter(torch.ones(self.channels))  # D
+        self.log_decay, self.step_bias = spec.log_decay.build(), spec.step_bias.build()
+        self.skip, self.activation = spec.skip.build(), spec.activation
 
     def init_state(self, rows: int, capacity: int) -> RecurrentState:
         return RecurrentState.empty(rows, (self.past, self.channels), (self.channels, self.num_states))
@@ -124,14 +165,14 @@ class Mamba(Mixer):
         given = state if isinstance(state, RecurrentState) else self.init_state(x.shape[0], 0)
         before, memory = (part.to(x.device) for part in given.parts)
         u, before = self.conv(self.inward(x), before, context.segments)
-        u = F.silu(u)
+        u = self.activation(u)
         step, b, c = self.selection(u)
-        step = softplus(wide(step) + self.step_bias)
-        decay = negative(wide(self.log_decay))
+        step = softplus(wide(step) + self.step_bias())
+        decay = negative(wide(self.log_decay()[0]))
         y, memory = selective_scan(
             wide(u), step, decay, wide(b), wide(c), memory=memory, begins=starts(context.segments)
         )
-        y = (y + self.skip * u).to(x.dtype)
+        y = (y + self.skip() * u).to(x.dtype)
         if self.gate is not None:
             y = y * F.silu(self.gate(x))
         return self.out(y), given.after((before, memory), x.shape[1]) if state is not None else None
@@ -197,7 +238,7 @@ def _require_size(found: int, expected: int, name: str) -> None:
 def mamba(
     hidden: int,
     *,
-    expand: int = 2,
+    expand: float = 2,
     num_states: int = 16,
     conv_width: int = 4,
     rank: int | None = None,
@@ -205,7 +246,7 @@ def mamba(
     selective: bool = True,
 ) -> Mamba.Spec:
     """The spec of a layer from its few free sizes; ``rank`` defaults to hidden / 16, as in section 3.6."""
-    inner, rank = expand * hidden, rank or math.ceil(hidden / 16)
+    inner, rank = round(expand * hidden), rank or math.ceil(hidden / 16)
     inward = Linear.Spec(
         in_features=hidden, out_features=inner, axes=("ffn", "embed"), initialiser=Uniform(bound=hidden**-0.5)
     )
@@ -235,5 +276,8 @@ def mamba(
         out=Linear.Spec(
             in_features=inner, out_features=hidden, axes=("embed", "ffn"), initialiser=Uniform(bound=inner**-0.5)
         ),
+        log_decay=Learned.Spec(size=(1, inner, num_states), axes=("none", "ffn", "state"), initialiser=LogCounted()),
+        step_bias=Learned.Spec(size=(inner,), axes=("ffn",), initialiser=Steps()),
+        skip=Learned.Spec(size=(inner,), axes=("ffn",), initialiser=Constant(value=1.0)),
         num_states=num_states,
     )

@@ -28,6 +28,8 @@ def scan(decay: Tensor, inflow: Tensor, initial: Tensor, *, chunk: int | None = 
     """
     if chunk is None:
         chunk = len(inflow) if initial.numel() >= WIDE else math.isqrt(len(inflow)) + 1
+    if torch.compiler.is_compiling():  # which differentiates the unrolled steps itself
+        return recur(decay, inflow, initial, chunk)
     return _Scan.apply(decay, inflow, initial, chunk)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
 
 
@@ -53,7 +55,7 @@ class _Scan(torch.autograd.Function):
 
 
 def recur(decay: Tensor, inflow: Tensor, initial: Tensor, chunk: int) -> Tensor:
-    """`scan` without a gradient."""
+    """`scan` without a gradient of its own."""
     time = len(inflow)
     chunk = max(1, min(chunk, time))
     count = -(-time // chunk)
@@ -83,10 +85,22 @@ def _backwards(decay: Tensor, inflow: Tensor, chunk: int) -> Tensor:
 
 def _steps(decay: Tensor, inflow: Tensor, initial: Tensor) -> Tensor:
     """Chunks side by side, one token after the other: decay, inflow [chunks, time, ...]; initial [chunks, ...]."""
+    if torch.compiler.is_compiling():
+        return _unrolled(decay, inflow, initial)
     states, previous = torch.empty_like(inflow), initial
     for time in range(inflow.shape[1]):
         previous = torch.addcmul(inflow[:, time], decay[:, time], previous, out=states[:, time])
     return states
+
+
+def _unrolled(decay: Tensor, inflow: Tensor, initial: Tensor) -> Tensor:
+    """`_steps` without writing in place."""
+    states: list[Tensor] = []
+    previous = initial
+    for time in range(inflow.shape[1]):
+        previous = torch.addcmul(inflow[:, time], decay[:, time], previous)
+        states.append(previous)
+    return torch.stack(states, dim=1)
 
 
 def starts(segments: Tensor | None) -> Tensor | None:

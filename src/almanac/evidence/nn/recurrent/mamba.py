@@ -216,16 +216,17 @@ def _slow_mamba(layer: Mamba, x: Tensor) -> Tensor:
     """Algorithm 2 with every discretised matrix written out; x [t, h]."""
     weight = {name: parameter.detach() for name, parameter in layer.named_parameters()}
     inner, width = x @ weight["inward.weight"].T, layer.past + 1
-    a, h, outputs = -weight["log_decay"].exp(), torch.zeros_like(weight["log_decay"]), []
+    a = -weight["log_decay.weight"][0].exp()
+    h, outputs = torch.zeros_like(a), []
     for t in range(len(x)):
         taps = [
             inner[t - width + 1 + k] * weight["conv.weight"][:, 0, k] for k in range(width) if t - width + 1 + k >= 0
         ]
         u = F.silu(torch.stack(taps).sum(0) + weight["conv.bias"])
         rank, b, c = (weight["selection.project.weight"] @ u).split([x.shape[1] // 16 + 1, *[layer.num_states] * 2])
-        step = torch.log1p(torch.exp(weight["selection.step.weight"] @ rank + weight["step_bias"]))
+        step = torch.log1p(torch.exp(weight["selection.step.weight"] @ rank + weight["step_bias.weight"]))
         h = torch.exp(step[:, None] * a) * h + (step * u)[:, None] * b
-        outputs.append(h @ c + weight["skip"] * u)
+        outputs.append(h @ c + weight["skip.weight"] * u)
     return torch.stack(outputs) @ weight["out.weight"].T
 
 

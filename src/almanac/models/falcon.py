@@ -1,0 +1,132 @@
+"""Falcon (Almazrouei 2023, arXiv 2311.16867): 7B with one key-value head and one norm for both sublayers side by side; 40B
+with groups of heads and a norm each; RW with ALiBi, biases, and the sublayers one after the other.
+"""
+
+from __future__ import annotations
+
+import math
+
+from almanac.models.dense_decoder import (
+    activation_of,
+    decoder,
+    either,
+    head_dim_of,
+    parts_of,
+    refuse,
+    rope_of,
+    silent,
+    sizes,
+    written_rope,
+)
+from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.llama import MAX_LAYERS
+from almanac.models.tensor_layout import PerHead
+from almanac.nn.attention.full import Attention, attention
+from almanac.nn.block import Block
+from almanac.nn.channel.dense import Dense, dense
+from almanac.nn.norm import LayerNorm
+from almanac.nn.parallel_block import ParallelBlock
+from almanac.nn.positions.rope import Rope
+from almanac.nn.positions.rounded_alibi import RoundedAlibi
+from almanac.nn.stack import Decoder
+
+_LAYER, _MIXER = "transformer.h.{i}.", "layers.{i}.mixer."
+
+
+def keys(spec: Decoder.Spec) -> tuple[Key, ...]:
+    """The name table; each key-value head has its rows of the fused matrix, after those of its queries."""
+    block = spec.layers[0]
+    two = isinstance(block, ParallelBlock.Spec) and block.channel_norm is not None
+    fused = PerHead(groups=block.mixer.num_kv_heads)
+    return (
+        Key("embed", "transformer.word_embeddings"),
+        Key("norm", "transformer.ln_f"),
+        Key("head.projection", "lm_head"),
+        Key("layers.{i}.mixer_norm", _LAYER + ("ln_attn" if two else "input_layernorm")),
+        Key((_MIXER + "q", _MIXER + "k", _MIXER + "v"), _LAYER + "self_attention.query_key_value", layout=fused),
+        Key("layers.{i}.mixer.o", _LAYER + "self_attention.dense"),
+        Key("layers.{i}.channel_norm", _LAYER + ("ln_mlp" if two else "post_attention_layernorm")),
+        Key("layers.{i}.channel.up", _LAYER + "mlp.dense_h_to_4h"),
+        Key("layers.{i}.channel.down", _LAYER + "mlp.dense_4h_to_h"),
+    )
+
+
+def read(fields: Fields) -> Decoder.Spec:
+    """config.json -> spec."""
+    silent(fields)
+    if fields.flag("apply_residual_connection_post_layernorm", False):
+        raise refuse(fields, "residuals after the norms in a Falcon", "Set the field to false; no Falcon has them.")
+    hidden, heads = either(fields, "hidden_size", "n_embed", 4544), fields.integer("num_attention_heads", 71)
+    new, bias = fields.flag("new_decoder_architecture", False), fields.flag("bias", False)
+    norm = LayerNorm.Spec(hidden=hidden, epsilon=fields.number("layer_norm_epsilon", 1e-5))
+    channel = dense(
+        hidden,
+        fields.integer("ffn_hidden_size", 4 * hidden),
+        bias=bias,
+        activation=activation_of(fields, "activation", "gelu"),
+    )
+    mixer = _mixer(fields, hidden, heads=heads, new=new, bias=bias)
+    parallel, norms = fields.flag("parallel_attn", True), fields.integer("num_ln_in_parallel_attn", 2, high=2)
+    if new or parallel:
+        second = norm if new and norms == 2 else None
+        block: ParallelBlock.Spec | Block.Spec = ParallelBlock.Spec(
+            mixer_norm=norm, mixer=mixer, channel_norm=second, channel=channel
+        )
+    else:
+        block = Block.Spec(mixer_norm=norm, mixer=mixer, channel_norm=norm, channel=channel)
+    return decoder(
+        [block] * fields.integer("num_hidden_layers", 32, high=MAX_LAYERS),
+        norm,
+        vocab_size=fields.integer("vocab_size", 65_024),
+        context_length=fields.integer("max_position_embeddings", 2048),
+        tied=fields.flag("tie_word_embeddings", True),
+    )
+
+
+def _mixer(fields: Fields, hidden: int, *, heads: int, new: bool, bias: bool) -> Attention.Spec:
+    head_dim = head_dim_of(fields, hidden, heads)
+    shared, told = fields.flag("multi_query", True), fields.integer("num_kv_heads", heads)
+    position: RoundedAlibi.Spec | Rope.Spec
+    if fields.flag("alibi", False):
+        for name in ("rope_parameters", "rope_scaling", "rope_theta"):
+            fields.any(name)
+        position = RoundedAlibi.Spec(num_heads=heads, divisor=math.sqrt(head_dim))
+    else:
+        position = rope_of(fields, head_dim)
+    return attention(
+        hidden, num_heads=heads, num_kv_heads=told if new else 1 if shared else heads, bias=bias, position=position
+    )
+
+
+def write(spec: Decoder.Spec) -> Config | None:
+    """Spec -> config.json, or None when it is no Falcon."""
+    if (parts := parts_of(spec, (Block.Spec, ParallelBlock.Spec), Dense.Spec)) is None:
+        return None
+    block, heads, shared = spec.layers[0], parts.mixer.num_heads, parts.mixer.num_kv_heads
+    parallel = isinstance(block, ParallelBlock.Spec)
+    two = isinstance(block, ParallelBlock.Spec) and block.channel_norm is not None
+    new = two or shared not in (1, heads)
+    return {
+        **sizes(spec, parts.mixer),
+        **written_rope(parts.mixer),
+        "alibi": isinstance(parts.mixer.score_bias, RoundedAlibi.Spec),
+        "new_decoder_architecture": new,
+        "num_kv_heads": shared if new else heads,
+        "multi_query": shared == 1 and not new,
+        "parallel_attn": parallel,
+        "num_ln_in_parallel_attn": 2 if two else 1,
+        "bias": parts.mixer.q.bias,
+        "ffn_hidden_size": parts.intermediate,
+        "activation": parts.activation,
+        "layer_norm_epsilon": parts.epsilon,
+    }
+
+
+FAMILY = Family(
+    "falcon",
+    "FalconForCausalLM",
+    read,
+    write,
+    keys,
+    tiny={"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 96},
+)

@@ -1,0 +1,212 @@
+"""Jamba (Lieber 2024, arXiv 2403.19887): mostly Mamba layers, every few an attention without positions; channels gated, every
+second one a mixture of experts. The Mamba layers normalise the step, B and C.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from almanac.core.errors import FileFormatError, UnsupportedError
+from almanac.core.spec import Spec
+from almanac.files.quoting import quoted
+from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.llama import ACTIVATIONS, MAX_LAYERS
+from almanac.models.mamba import biased, mixer_keys, read_rank
+from almanac.models.shape import activation_name, all_of
+from almanac.models.tensor_layout import Concat, Stack
+from almanac.nn.attention.full import Attention, attention
+from almanac.nn.block import Block
+from almanac.nn.channel.gated import Gated, gated
+from almanac.nn.channel.moe.experts import GatedExperts
+from almanac.nn.channel.moe.mixture import Mixture, gated_experts
+from almanac.nn.embedding import Embedding
+from almanac.nn.head import Head, TiedHead
+from almanac.nn.linear import Linear
+from almanac.nn.norm import RMSNorm
+from almanac.nn.recurrent.mamba import Mamba, Selective, mamba
+from almanac.nn.stack import Decoder
+
+CHOICES = "use_mamba_kernels use_mambapy use_associative_scan output_router_logits router_aux_loss_coef".split()
+ATTENTION, EXPERTS = ("attn_layer_period", "attn_layer_offset"), ("expert_layer_period", "expert_layer_offset")
+
+
+def keys(spec: Decoder.Spec) -> tuple[Key, ...]:
+    """The name table."""
+    rows = [Key("embed", "model.embed_tokens"), Key("norm", "model.final_layernorm"), Key("head.projection", "lm_head")]
+    for number, block in enumerate(spec.layers):
+        assert isinstance(block, Block.Spec)
+        ours, theirs = f"layers.{number}", f"model.layers.{number}"
+        rows += [Key(f"{ours}.mixer_norm", f"{theirs}.input_layernorm")]
+        rows += [Key(f"{ours}.channel_norm", f"{theirs}.pre_ff_layernorm")]
+        if isinstance(block.mixer, Mamba.Spec):
+            rows += mixer_keys(f"{ours}.mixer", f"{theirs}.mamba", block.mixer)
+        else:
+            rows += [Key(f"{ours}.mixer.{name}", f"{theirs}.self_attn.{name}_proj") for name in "qkvo"]
+        rows += channel_keys(f"{ours}.channel", f"{theirs}.feed_forward", block.channel)
+    return tuple(rows)
+
+
+def channel_keys(ours: str, theirs: str, channel: Spec) -> list[Key]:
+    """The rows of one channel: three maps, or a tensor for each map of each expert."""
+    maps = ("gate", "up", "down")
+    if isinstance(channel, Gated.Spec):
+        return [Key(f"{ours}.{name}", f"{theirs}.{name}_proj") for name in maps]
+    assert isinstance(channel, Mixture.Spec)
+    number, experts = channel.router.num_experts, f"{ours}.experts"
+    return [
+        Key(f"{ours}.router.projection", f"{theirs}.router"),
+        *(
+            Key(
+                f"{experts}.{name}",
+                tuple(f"{theirs}.experts.{expert}.{name}_proj" for expert in range(number)),
+                layout=Stack(),
+            )
+            for name in maps
+        ),
+        # as transformers holds them in memory
+        Key((f"{experts}.gate", f"{experts}.up"), f"{theirs}.experts.gate_up_proj", bare=True, layout=Concat(dim=1)),
+        Key(f"{experts}.down", f"{theirs}.experts.down_proj", bare=True),
+    ]
+
+
+def read(fields: Fields) -> Decoder.Spec:
+    """config.json -> spec."""
+    hidden, heads = fields.integer("hidden_size", 4096), fields.integer("num_attention_heads", 32)
+    intermediate, experts = fields.integer("intermediate_size", 14_336), fields.integer("num_experts", 16)
+    name = fields.text("hidden_act", "silu")
+    if name not in ACTIVATIONS:
+        raise UnsupportedError(f"Activation {quoted(name)}", remedy=f"Known are {', '.join(ACTIVATIONS)}.")
+    if hidden % heads:
+        raise FileFormatError(f"{fields.origin}: {hidden} in {heads} heads", remedy="Fetch the model again.")
+    for choice in CHOICES:
+        fields.any(choice)
+    norm = RMSNorm.Spec(hidden=hidden, epsilon=fields.number("rms_norm_eps", 1e-6))
+    dense = gated(hidden, intermediate, activation=ACTIVATIONS[name])
+    several = gated_experts(
+        hidden,
+        intermediate,
+        num_experts=experts,
+        num_chosen=min(fields.integer("num_experts_per_tok", 2), experts),  # one expert is no mixture
+        activation=ACTIVATIONS[name],
+    )
+    looking = attention(hidden, num_heads=heads, num_kv_heads=fields.integer("num_key_value_heads", 8))
+    remembering, looks = read_mamba(fields, hidden, norm.epsilon), read_period(fields, ATTENTION, (8, 4))
+    splits = read_period(fields, EXPERTS, (2, 1))
+
+    def block(number: int) -> Block.Spec:
+        return Block.Spec(
+            mixer_norm=norm,
+            mixer=looking if number % looks[0] == looks[1] else remembering,
+            channel_norm=norm,
+            channel=several if experts > 1 and number % splits[0] == splits[1] else dense,
+        )
+
+    vocab_size = fields.integer("vocab_size", 65_536)
+    projection = Linear.Spec(in_features=hidden, out_features=vocab_size, axes=("vocab", "embed"))
+    return Decoder.Spec(
+        embed=Embedding.Spec(vocab_size=vocab_size, hidden=hidden),
+        layers=tuple(block(number) for number in range(fields.integer("num_hidden_layers", 32, high=MAX_LAYERS))),
+        norm=norm,
+        head=TiedHead.Spec() if fields.flag("tie_word_embeddings", False) else Head.Spec(projection=projection),
+        context_length=fields.integer("max_position_embeddings", 262_144),
+    )
+
+
+def read_mamba(fields: Fields, hidden: int, epsilon: float) -> Mamba.Spec:
+    """The Mamba layer, normalised within."""
+    states, rank = fields.integer("mamba_d_state", 16), read_rank(fields, "mamba_dt_rank", hidden)
+    mixer = mamba(
+        hidden,
+        expand=fields.integer("mamba_expand", 2),
+        num_states=states,
+        conv_width=fields.integer("mamba_d_conv", 4),
+        rank=rank,
+    )
+    mixer = biased(
+        mixer,
+        maps=fields.flag("mamba_proj_bias", False),
+        conv=fields.flag("mamba_conv_bias", True),
+        activation=ACTIVATIONS[fields.text("hidden_act", "silu")],
+    )
+    of_states = RMSNorm.Spec(hidden=states, epsilon=epsilon)
+    return mixer.with_(
+        selection=mixer.selection.with_(
+            rank_norm=RMSNorm.Spec(hidden=rank, epsilon=epsilon), b_norm=of_states, c_norm=of_states
+        )
+    )
+
+
+def read_period(fields: Fields, names: tuple[str, str], silent: tuple[int, int]) -> tuple[int, int]:
+    """(every so many layers, beginning with which). Raises FileFormatError for a pattern that never comes round."""
+    period, offset = fields.integer(names[0], silent[0]), fields.integer(names[1], silent[1], low=0)
+    if offset >= period:
+        raise FileFormatError(
+            f"{fields.origin}: {names[1]} {offset} is not below {names[0]} {period}", remedy="Fetch the model again."
+        )
+    return period, offset
+
+
+def write_period(names: tuple[str, str], there: list[bool]) -> Config | None:
+    """The shortest period and its offset, or None where there is none."""
+    for period in range(1, len(there) + 2):
+        for offset in range(period):
+            if all(found == (number % period == offset) for number, found in enumerate(there)):
+                return {names[0]: period, names[1]: offset}
+    return None
+
+
+def write(spec: Decoder.Spec) -> Config | None:
+    """Spec -> config.json, or None when it is no Jamba."""
+    blocks = all_of(spec.layers, Block.Spec)
+    if not blocks or not isinstance(spec.norm, RMSNorm.Spec):
+        return None
+    looking = [block.mixer for block in blocks if isinstance(block.mixer, Attention.Spec)]
+    remembering = [block.mixer for block in blocks if isinstance(block.mixer, Mamba.Spec)]
+    several = [block.channel for block in blocks if isinstance(block.channel, Mixture.Spec)]
+    widths = [_width(block.channel) for block in blocks]
+    looks = write_period(ATTENTION, [isinstance(block.mixer, Attention.Spec) for block in blocks])
+    splits = write_period(EXPERTS, [isinstance(block.channel, Mixture.Spec) for block in blocks])
+    if looks is None or splits is None or not remembering or widths[0] is None:
+        return None
+    mixer, activation = remembering[0], activation_name(remembering[0].activation)
+    if activation is None or not isinstance(mixer.selection, Selective.Spec):
+        return None
+    config: Config = looks | splits
+    config |= (
+        {"num_experts": several[0].router.num_experts, "num_experts_per_tok": several[0].router.num_chosen}
+        if several
+        else {"num_experts": 1}
+    )
+    if looking:
+        config |= {"num_attention_heads": looking[0].num_heads, "num_key_value_heads": looking[0].num_kv_heads}
+    return config | {
+        "vocab_size": spec.embed.vocab_size,
+        "hidden_size": spec.embed.hidden,
+        "intermediate_size": widths[0],
+        "num_hidden_layers": len(blocks),
+        "hidden_act": activation,
+        "rms_norm_eps": spec.norm.epsilon,
+        "max_position_embeddings": spec.context_length,
+        "tie_word_embeddings": isinstance(spec.head, TiedHead.Spec),
+        "mamba_d_state": mixer.num_states,
+        "mamba_d_conv": mixer.conv.width,
+        "mamba_expand": mixer.conv.channels // spec.embed.hidden,
+        "mamba_dt_rank": mixer.selection.step.in_features,
+        "mamba_conv_bias": mixer.conv.bias,
+        "mamba_proj_bias": mixer.inward.bias,
+    }
+
+
+def _width(channel: Spec) -> int | None:
+    if isinstance(channel, Gated.Spec):
+        return channel.up.out_features
+    if isinstance(channel, Mixture.Spec) and isinstance(channel.experts, GatedExperts.Spec):
+        return channel.experts.up.out_features
+    return None
+
+
+TINY: dict[str, Any] = {
+    "num_hidden_layers": 3, "attn_layer_period": 3, "attn_layer_offset": 1, "num_experts": 4, "mamba_d_state": 16,
+    "mamba_dt_rank": 32, "mamba_proj_bias": True,
+}  # fmt: skip
+FAMILY = Family("jamba", "JambaForCausalLM", read, write, keys, tiny=TINY)

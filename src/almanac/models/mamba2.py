@@ -1,0 +1,114 @@
+"""Mamba-2 (Dao 2024, arXiv 2405.21060): layers of one RMSNorm and one state-space layer with heads each, nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from almanac.core.errors import FileFormatError
+from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.mamba import read_activation, read_stack, write_stack
+from almanac.models.shape import activation_name, all_of
+from almanac.models.tensor_layout import Concat
+from almanac.nn.mixer_block import MixerBlock
+from almanac.nn.recurrent.mamba2 import GroupedRMSNorm, Mamba2, mamba2
+from almanac.nn.stack import Decoder
+
+_OURS, _THEIRS = "layers.{i}.mixer.", "backbone.layers.{i}.mixer."
+KEYS = (
+    Key("embed", "backbone.embeddings"),
+    Key("norm", "backbone.norm_f"),
+    Key("head.projection", "lm_head"),
+    Key("layers.{i}.mixer_norm", "backbone.layers.{i}.norm"),
+    Key((_OURS + "gate", _OURS + "inward", _OURS + "step"), _THEIRS + "in_proj", layout=Concat()),
+    Key(_OURS + "conv", _THEIRS + "conv1d"),
+    Key(_OURS + "step_bias", _THEIRS + "dt_bias", bare=True),
+    Key(_OURS + "log_decay", _THEIRS + "A_log", bare=True),
+    Key(_OURS + "skip", _THEIRS + "D", bare=True),
+    Key(_OURS + "norm", _THEIRS + "norm"),
+    Key(_OURS + "out", _THEIRS + "out_proj"),
+)
+NO_LIMIT = (0.0, math.inf)
+
+
+def read_limit(fields: Fields) -> tuple[float, float]:
+    """``time_step_limit``, whose infinity is written in more than one way. Raises FileFormatError for anything else."""
+    found = fields.any("time_step_limit")
+    if found is None:
+        return NO_LIMIT
+    bounds = [item.get("__float__", item) if isinstance(item, dict) else item for item in found]
+    try:
+        low, high = (float(item) for item in bounds)
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"{fields.origin}: time_step_limit is {found}, expected two numbers", remedy="Fetch the model again."
+        ) from error
+    return low, high
+
+
+def with_biases(mixer: Mamba2.Spec, *, maps: bool, conv: bool) -> Mamba2.Spec:
+    """The mixer with or without biases."""
+    inward: Sequence[str] = ("gate", "inward", "step", "out")
+    changed = {name: getattr(mixer, name).with_(bias=maps) for name in inward}
+    return mixer.with_(**changed, conv=mixer.conv.with_(bias=conv))
+
+
+def read(fields: Fields) -> Decoder.Spec:
+    """config.json -> spec."""
+    hidden, heads = fields.integer("hidden_size", 4096), fields.integer("num_heads", 128)
+    head_dim, groups = fields.integer("head_dim", 64), fields.integer("n_groups", 8)
+    if heads * head_dim != int(fields.number("expand", 2) * hidden):
+        raise FileFormatError(
+            f"{fields.origin}: {heads} heads of {head_dim} are not expand times {hidden}", remedy="Fetch it again."
+        )
+    for name in ("chunk_size", "time_step_rank"):  # of the algorithm; of Mamba
+        fields.any(name)
+    mixer = mamba2(
+        hidden,
+        num_heads=heads,
+        head_dim=head_dim,
+        num_states=fields.integer("state_size", 128),
+        num_groups=groups,
+        conv_width=fields.integer("conv_kernel", 4),
+    )
+    mixer = with_biases(mixer, maps=fields.flag("use_bias", False), conv=fields.flag("use_conv_bias", True)).with_(
+        norm=GroupedRMSNorm.Spec(
+            hidden=heads * head_dim, groups=groups, epsilon=fields.number("layer_norm_epsilon", 1e-5)
+        ),
+        activation=read_activation(fields),
+        step_limit=read_limit(fields),
+    )
+    return read_stack(fields, lambda number, norm: MixerBlock.Spec(mixer_norm=norm, mixer=mixer), tied=False)
+
+
+def write(spec: Decoder.Spec) -> Config | None:
+    """Spec -> config.json, or None when it is no Mamba-2."""
+    blocks = all_of(spec.layers, MixerBlock.Spec)
+    mixers = all_of([block.mixer for block in blocks], Mamba2.Spec) if blocks else None
+    shared = write_stack(spec)
+    if not mixers or shared is None:
+        return None
+    mixer, activation = mixers[0], activation_name(mixers[0].activation)
+    if activation is None:
+        return None
+    limit = {} if mixer.step_limit == NO_LIMIT else {"time_step_limit": list(mixer.step_limit)}
+    inner = mixer.out.in_features
+    return (
+        shared
+        | limit
+        | {
+            "expand": inner // spec.embed.hidden if inner % spec.embed.hidden == 0 else inner / spec.embed.hidden,
+            "num_heads": mixer.num_heads,
+            "head_dim": inner // mixer.num_heads,
+            "state_size": mixer.num_states,
+            "n_groups": mixer.num_groups,
+            "conv_kernel": mixer.conv.width,
+            "use_bias": mixer.out.bias,
+            "use_conv_bias": mixer.conv.bias,
+            "hidden_act": activation,
+        }
+    )
+
+
+TINY = {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2, "use_bias": True, "expand": 2}
+FAMILY = Family("mamba2", "Mamba2ForCausalLM", read, write, KEYS, tiny=TINY)

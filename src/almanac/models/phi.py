@@ -1,0 +1,88 @@
+"""Phi-1, 1.5 and 2 (Gunasekar 2023, arXiv 2306.11644; Li 2023, arXiv 2309.05463): attention and channel side by side under
+one norm, partly rotary heads, biases everywhere, the head's included.
+"""
+
+from __future__ import annotations
+
+from almanac.models.dense_decoder import (
+    activation_of,
+    decoder,
+    head_dim_of,
+    parts_of,
+    rope_of,
+    silent,
+    sizes,
+    written_rope,
+)
+from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.gptj import BIASED_HEAD
+from almanac.models.llama import MAX_LAYERS
+from almanac.nn.attention.full import attention
+from almanac.nn.channel.dense import Dense, dense
+from almanac.nn.norm import LayerNorm
+from almanac.nn.parallel_block import ParallelBlock
+from almanac.nn.stack import Decoder
+
+_LAYER = "model.layers.{i}."
+KEYS = (
+    Key("embed", "model.embed_tokens"),
+    Key("norm", "model.final_layernorm"),
+    *BIASED_HEAD,
+    Key("layers.{i}.mixer_norm", _LAYER + "input_layernorm"),
+    Key("layers.{i}.mixer.q", _LAYER + "self_attn.q_proj"),
+    Key("layers.{i}.mixer.k", _LAYER + "self_attn.k_proj"),
+    Key("layers.{i}.mixer.v", _LAYER + "self_attn.v_proj"),
+    Key("layers.{i}.mixer.o", _LAYER + "self_attn.dense"),
+    Key("layers.{i}.mixer.q_norm", _LAYER + "self_attn.q_layernorm"),
+    Key("layers.{i}.mixer.k_norm", _LAYER + "self_attn.k_layernorm"),
+    Key("layers.{i}.channel.up", _LAYER + "mlp.fc1"),
+    Key("layers.{i}.channel.down", _LAYER + "mlp.fc2"),
+)
+DEFAULT_SHARE = 0.5  # of a head that is turned, where a file is silent
+
+
+def read(fields: Fields) -> Decoder.Spec:
+    """config.json -> spec."""
+    silent(fields)
+    hidden, heads = fields.integer("hidden_size", 2048), fields.integer("num_attention_heads", 32)
+    head_dim = head_dim_of(fields, hidden, heads)
+    norm = LayerNorm.Spec(hidden=hidden, epsilon=fields.number("layer_norm_eps", 1e-5))
+    mixer = attention(
+        hidden,
+        num_heads=heads,
+        num_kv_heads=fields.integer("num_key_value_heads", heads),
+        bias=True,
+        position=rope_of(fields, head_dim, share=DEFAULT_SHARE),
+    )
+    if fields.flag("qk_layernorm", False):
+        within = norm.with_(hidden=head_dim)
+        mixer = mixer.with_(q_norm=within, k_norm=within)
+    activation = activation_of(fields, "hidden_act", "gelu_new")
+    channel = dense(hidden, fields.integer("intermediate_size", 8192), activation=activation)
+    block = ParallelBlock.Spec(mixer_norm=norm, mixer=mixer, channel=channel)
+    return decoder(
+        [block] * fields.integer("num_hidden_layers", 24, high=MAX_LAYERS),
+        norm,
+        vocab_size=fields.integer("vocab_size", 51_200),
+        context_length=fields.integer("max_position_embeddings", 2048),
+        tied=fields.flag("tie_word_embeddings", False),
+        head_bias=True,
+    )
+
+
+def write(spec: Decoder.Spec) -> Config | None:
+    """Spec -> config.json, or None when it is no Phi."""
+    if (parts := parts_of(spec, ParallelBlock.Spec, Dense.Spec)) is None:
+        return None
+    return {
+        **sizes(spec, parts.mixer),
+        **written_rope(parts.mixer),
+        "num_key_value_heads": parts.mixer.num_kv_heads,
+        "intermediate_size": parts.intermediate,
+        "hidden_act": parts.activation,
+        "layer_norm_eps": parts.epsilon,
+        "qk_layernorm": parts.mixer.q_norm is not None,
+    }
+
+
+FAMILY = Family("phi", "PhiForCausalLM", read, write, KEYS, tiny={"qk_layernorm": True, "hidden_act": "gelu_new"})

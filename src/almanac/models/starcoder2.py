@@ -1,0 +1,87 @@
+"""StarCoder2 (Lozhkov 2024, arXiv 2402.19173): LayerNorm blocks with rotary positions, grouped heads, biases, dense channels,
+and a window in all layers or none.
+"""
+
+from __future__ import annotations
+
+from almanac.models.dense_decoder import (
+    activation_of,
+    decoder,
+    head_dim_of,
+    parts_of,
+    rope_of,
+    silent,
+    sizes,
+    window_of,
+    written_rope,
+    written_window,
+)
+from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.gguf_fields import Entry, GgufFields
+from almanac.models.gguf_names import AROUND, DENSE, MIXER, NORMS
+from almanac.models.llama import KEYS as LLAMA
+from almanac.models.llama import MAX_LAYERS
+from almanac.nn.attention.full import attention
+from almanac.nn.block import Block
+from almanac.nn.channel.dense import Dense, dense
+from almanac.nn.norm import LayerNorm
+from almanac.nn.stack import Decoder
+
+_LAYER = "model.layers.{i}.mlp."
+KEYS = (
+    *(key for key in LLAMA if ".channel." not in str(key.ours)),
+    Key("layers.{i}.channel.up", _LAYER + "c_fc"),
+    Key("layers.{i}.channel.down", _LAYER + "c_proj"),
+)
+
+
+def read(fields: Fields) -> Decoder.Spec:
+    """config.json -> spec."""
+    silent(fields)
+    hidden, heads = fields.integer("hidden_size", 3072), fields.integer("num_attention_heads", 24)
+    bias = fields.flag("use_bias", True)
+    norm = LayerNorm.Spec(hidden=hidden, epsilon=fields.number("norm_epsilon", 1e-5))
+    mixer = attention(
+        hidden,
+        num_heads=heads,
+        num_kv_heads=fields.integer("num_key_value_heads", 2),
+        bias=bias,
+        position=rope_of(fields, head_dim_of(fields, hidden, heads)),
+        mask=window_of(fields),
+    )
+    activation = activation_of(fields, "hidden_act", "gelu_pytorch_tanh")
+    channel = dense(hidden, fields.integer("intermediate_size", 12_288), bias=bias, activation=activation)
+    block = Block.Spec(mixer_norm=norm, mixer=mixer, channel_norm=norm, channel=channel)
+    return decoder(
+        [block] * fields.integer("num_hidden_layers", 30, high=MAX_LAYERS),
+        norm,
+        vocab_size=fields.integer("vocab_size", 49_152),
+        context_length=fields.integer("max_position_embeddings", 4096),
+        tied=fields.flag("tie_word_embeddings", True),
+    )
+
+
+def write(spec: Decoder.Spec) -> Config | None:
+    """Spec -> config.json, or None when it is no StarCoder2."""
+    if (parts := parts_of(spec, Block.Spec, Dense.Spec)) is None:
+        return None
+    return {
+        **sizes(spec, parts.mixer),
+        **written_rope(parts.mixer),
+        **written_window(parts.mixer),
+        "num_key_value_heads": parts.mixer.num_kv_heads,
+        "intermediate_size": parts.intermediate,
+        "hidden_act": parts.activation,
+        "norm_epsilon": parts.epsilon,
+        "use_bias": parts.mixer.q.bias,
+    }
+
+
+GGUF = GgufFields(
+    entries=(Entry("attention.layer_norm_epsilon", "norm_epsilon"),),
+    implied={"sliding_window": None, "use_bias": True},
+    flags={},
+    factors=False,
+    keys=(*AROUND, *NORMS, *MIXER, *DENSE),
+)
+FAMILY = Family("starcoder2", "Starcoder2ForCausalLM", read, write, KEYS, gguf="starcoder2", gguf_fields=GGUF)
