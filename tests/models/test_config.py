@@ -9,12 +9,16 @@ import pytest
 import torch
 import toys
 
-from almanac.core.errors import AlmanacError, ArchitectureError, FileFormatError, UnsupportedError
+from almanac.core.errors import AlmanacError, ArchitectureError, FileFormatError, ShapeError, UnsupportedError
 from almanac.models.family import Fields, families, family_for, family_for_gguf
 from almanac.models.hub_folder import family_of
 from almanac.nn.activation import GeluTanh
+from almanac.nn.attention.full import Attention
 from almanac.nn.attention.masks import Causal, SlidingWindow
-from almanac.nn.positions.rope import Factors, Linear, Llama3, Rope, frequencies
+from almanac.nn.linear import Linear
+from almanac.nn.norm import LayerNorm, RMSNorm
+from almanac.nn.positions import rope as rotary
+from almanac.nn.positions.rope import Factors, Llama3, Rope, frequencies
 from almanac.nn.stack import Decoder
 
 FAMILIES = [family.model_type for family in families()]
@@ -26,13 +30,16 @@ def spec_of(name: str, **changes: Any) -> Decoder.Spec:
 
 
 def positions_of(spec: Decoder.Spec) -> set[Rope.Spec]:
-    return {layer.mixer.position for layer in spec.layers} - {None}
+    return {item for _, item in spec.walk() if isinstance(item, Rope.Spec)}
 
 
-@every_family
+KIN = pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "smollm3"])
+
+
+@KIN
 def test_rope_in_both_spellings(name: str) -> None:
     new = {"rope_theta": 77.0, "rope_type": "linear", "factor": 3.0}
-    expected = {Rope.Spec(rotary_dim=16, theta=77.0, scaling=Linear(factor=3.0))}
+    expected = {Rope.Spec(rotary_dim=16, theta=77.0, scaling=rotary.Linear(factor=3.0))}
     assert positions_of(spec_of(name, rope_theta=None, rope_parameters=new)) == expected
     assert positions_of(spec_of(name, rope_theta=77.0, rope_scaling={"type": "linear", "factor": 3.0})) == expected
     llama3 = {
@@ -44,9 +51,9 @@ def test_rope_in_both_spellings(name: str) -> None:
     assert positions_of(spec_of(name, rope_scaling=llama3)) == expected
 
 
-@every_family
+@KIN
 def test_what_would_change_the_result_is_refused(name: str) -> None:
-    for kind in ("yarn", "dynamic", "longrope", "proportional", "nonsense"):
+    for kind in ("proportional", "nonsense"):
         with pytest.raises(UnsupportedError, match=kind):
             spec_of(name, rope_scaling={"rope_type": kind, "factor": 2.0})
     with pytest.raises(UnsupportedError, match="swish9"):
@@ -61,13 +68,14 @@ def test_interleaved_rope_is_refused() -> None:
 
 @every_family
 def test_fields_nobody_read_are_told(name: str) -> None:
-    config = {**toys.CONFIG, "model_type": name, "logit_softcap": 30.0, "empty": None, "off": False, "bos_token_id": 5}
-    fields = Fields(config)
-    family_for(name).read(fields)
+    family = family_for(name)
+    more = {"model_type": name, "flux_capacity": 30.0, "empty": None, "off": False, "bos_token_id": 5}
+    fields = Fields({**toys.CONFIG, **family.tiny, **more})
+    family.read(fields)
     told = fields.not_understood()
-    assert told.pop("logit_softcap") == 30.0
-    foreign = {"sliding_window", "no_rope_layer_interval", "attention_bias"}  # the toys' mixture of all families
-    assert set(told) <= foreign
+    assert told.pop("flux_capacity") == 30.0
+    assert set(told) <= set(toys.CONFIG)  # the toys' mixture of all families
+    assert not set(told) & set(family.tiny)
 
 
 def test_windows_by_layer() -> None:
@@ -108,7 +116,7 @@ def test_biases_by_family() -> None:
 
 def test_unknown_names_suggest_known_ones() -> None:
     with pytest.raises(ArchitectureError, match="mistral"):
-        family_for("mixtral")
+        family_for("mistrale")
     with pytest.raises(ArchitectureError, match="Known are"):
         family_for("zzzz")
     with pytest.raises(ArchitectureError, match="llama"):
@@ -119,30 +127,27 @@ def test_unknown_names_suggest_known_ones() -> None:
 def test_a_family_never_writes_what_it_would_read_otherwise(name: str) -> None:
     """What no family can express is not written at all: a saved model must be the model."""
     spec = spec_of(name)
-    rope = spec.layers[0].mixer.position
-    changes = [
-        ("layers.1", {"mixer": spec.layers[1].mixer.with_(mask=SlidingWindow(size=3))}),
-        ("layers.0.mixer", {"position": None}),
-        ("layers.0.mixer", {"position": rope.with_(theta=3.0)}),
-        ("layers.*.mixer.position", {"scaling": Factors(factors=(1.0,) * 8)}),
-        ("layers.*.mixer.k", {"bias": not spec.layers[0].mixer.k.bias}),
-        ("layers.1.mixer.o", {"bias": not spec.layers[0].mixer.o.bias}),
-        ("layers.*.channel.down", {"bias": True}),
-        ("layers.2.channel", {"activation": GeluTanh()}),
-        ("layers.2.mixer_norm", {"epsilon": 0.1}),
-        ("norm", {"epsilon": 0.1}),
-        ("embed", {"vocab_size": 98}),
-        ("", {"context_length": 65}),
+    positions = sorted(path for path, item in spec.walk() if isinstance(item, Rope.Spec))
+    norms = [path for path, item in spec.walk() if isinstance(item, RMSNorm.Spec | LayerNorm.Spec)]
+    maps = [path for path, item in spec.walk() if isinstance(item, Linear.Spec)]
+    masked = [path for path, item in spec.walk() if isinstance(item, Attention.Spec)]
+    changes: list[tuple[str, dict[str, Any]]] = [
+        *((path, {"mask": SlidingWindow(size=3)}) for path in masked[:2]),
+        *((path, {"theta": 3.0}) for path in positions[:2]),
+        *((path, {"scaling": Factors(factors=(1.0,) * 8)}) for path in positions[:1]),
+        *((path, {"bias": True}) for path in [*maps[:4], maps[-1]]),
+        *((path, {"epsilon": 0.1}) for path in [*norms[:2], *norms[-1:]]),
+        ("embed", {"scale": 0.123}),
+        ("", {"context_length": spec.context_length - 1}),
     ]
-    written = 0
     for pattern, change in changes:
-        other = spec.replace(pattern, **change)
-        assert other != spec
+        try:
+            other = spec.replace(pattern, **change) if pattern else spec.with_(**change)
+        except ShapeError:
+            continue
         found = family_of(other, preferred=name)
         if found is not None:
-            written += 1
             assert found[0].read(Fields(found[1])) == other
-    assert written >= 2
 
 
 JUNK = [
@@ -151,7 +156,7 @@ JUNK = [
     {"rope_type": ["x"]}, {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
     "original_max_position_embeddings": 8}, {"type": 5}, {"partial_rotary_factor": "x"},
 ]  # fmt: skip
-FIELDS = [
+SHARED = [
     *toys.CONFIG, "head_dim", "rope_scaling", "rope_parameters", "partial_rotary_factor", "layer_types",
     "no_rope_layers", "mlp_bias", "rope_interleaved",
 ]  # fmt: skip
@@ -162,12 +167,14 @@ def test_damaged_configurations_never_crash(name: str) -> None:
     """Whatever a field holds, the answer is a model that runs or one of our errors."""
     rng = random.Random(name)
     family = family_for(name)
-    cases = [{field: junk} for field in FIELDS for junk in JUNK]
-    cases += [{rng.choice(FIELDS): rng.choice(JUNK) for _ in range(3)} for _ in range(100)]
+    fields = sorted({*SHARED, *family.tiny})
+    cases = [{field: junk} for field in fields for junk in JUNK]
+    cases = cases if name in ("llama", "qwen2") else rng.sample(cases, 250)  # all of them for two, a share for each
+    cases += [{rng.choice(fields): rng.choice(JUNK) for _ in range(3)} for _ in range(50)]
     cases += [{}]
     outcomes, known = {"ran": 0, "refused": 0}, set[Decoder.Spec]()
     for case in cases:
-        config = {**toys.CONFIG, "model_type": name, **case}
+        config = {**toys.CONFIG, **family.tiny, "model_type": name, **case}
         try:
             spec = family.read(Fields(config))
             if spec in known:
@@ -186,8 +193,8 @@ def test_damaged_configurations_never_crash(name: str) -> None:
         else:
             assert logits.shape == (1, 2, spec.embed.vocab_size)
             outcomes["ran"] += 1
-    assert outcomes["ran"] > 10
-    assert outcomes["refused"] > 100
+    assert outcomes["ran"] > 3
+    assert outcomes["refused"] > 25
 
 
 def test_missing_sizes_are_named() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from almanac.core.spec import Spec
 from almanac.models.family import Config, Fields, Key
-from almanac.models.llama import write_decoder
+from almanac.models.llama import MAX_LAYERS, write_decoder
 from almanac.models.shape import activation_name
 from almanac.models.tensor_layout import Concat, Stack
 from almanac.nn.activation import Activation
@@ -55,7 +55,7 @@ def training_only(fields: Fields) -> None:
 
 def qwen_sparse(fields: Fields) -> Callable[[int], bool]:
     """Qwen's rule: every ``decoder_sparse_step``-th layer, but for those listed."""
-    step, listed = fields.integer("decoder_sparse_step", 1), fields.any("mlp_only_layers") or []
+    step, listed = fields.integer("decoder_sparse_step", 1), fields.places("mlp_only_layers", MAX_LAYERS)
     return lambda layer: layer not in listed and (layer + 1) % step == 0
 
 

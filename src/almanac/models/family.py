@@ -157,6 +157,13 @@ class Fields:
             raise self._wrong(name, value, f"a list of {layers} entries, one per layer")
         return value
 
+    def places(self, name: str, layers: int) -> list[int]:
+        """The list ``name`` of numbers of layers, empty where there is none."""
+        value = self._get(name, [])
+        if not (isinstance(value, list) and all(type(item) is int and 0 <= item < layers for item in value)):
+            raise self._wrong(name, value, f"a list of numbers of layers, below {layers}")
+        return value
+
     def table(self, name: str) -> Config:
         """The nested object ``name``, empty where there is none."""
         value = self._get(name, {})

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import math
 
-from almanac.core.errors import UnsupportedError
+from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.files.quoting import quoted
+from almanac.models.dense_decoder import also_without
 from almanac.models.family import Config, Family, Fields, Key
 from almanac.models.gguf_fields import Entry, GgufFields
 from almanac.models.gguf_names import AROUND, DENSE, FUSED_MIXER, NORMS, named
@@ -45,6 +46,10 @@ UNUSED = "summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn t
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
     hidden, heads = fields.integer("n_embd", 768), fields.integer("n_head", 12)
+    if hidden % heads:
+        raise FileFormatError(
+            f"{fields.origin}: n_embd {hidden} is no multiple of {heads} heads", remedy="Fetch the model again."
+        )
     layers, length = fields.integer("n_layer", 12, high=MAX_LAYERS), fields.integer("n_positions", 1024)
     for name in (*TRAINING_ONLY, *UNUSED, "n_ctx"):
         fields.any(name)
@@ -116,7 +121,7 @@ FAMILY = Family(
     "GPT2LMHeadModel",
     read,
     write,
-    KEYS,
+    also_without("transformer.", KEYS),
     tiny={"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 64, "n_inner": 96},
     gguf="gpt2",
     derived=(".attn.bias", ".attn.masked_bias"),

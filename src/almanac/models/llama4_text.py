@@ -39,7 +39,7 @@ def read(fields: Fields) -> Decoder.Spec:
     fields.any("router_jitter_noise")
     layers = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     interval = fields.integer("no_rope_layer_interval", 4)
-    turned = fields.any("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in range(layers)]
+    turned = fields.per_layer("no_rope_layers", layers) or [int((layer + 1) % interval != 0) for layer in range(layers)]
     kinds = kinds_of(fields, lambda layer: CHUNKED if turned[layer] else FULL, known=(FULL, CHUNKED))
     step = fields.integer("interleave_moe_layer_step", 1)
     listed = fields.any("moe_layers")

@@ -171,8 +171,9 @@ class Yarn(Scaling):
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, rotary_dim - 1)
         width = high - low if high != low else 0.001  # the authors' way around a blend of no width
-        divided = ((torch.arange(len(frequencies), dtype=torch.float32) - low) / width).clamp(0, 1)
-        return divided * frequencies / self.factor + (1 - divided) * frequencies
+        kept = 1 - ((torch.arange(len(frequencies), dtype=torch.float32) - low) / width).clamp(0, 1)
+        turns = theta ** (torch.arange(0, rotary_dim, 2, dtype=torch.int64).to(torch.float32) / rotary_dim)
+        return 1.0 / (self.factor * turns) * (1 - kept) + 1.0 / turns * kept  # in this order checkpoints were trained
 
     def _index(self, turns: float, rotary_dim: int, theta: float) -> float:
         """Which pair, counted in fractions, turns ``turns`` times within the original length."""
