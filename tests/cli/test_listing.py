@@ -11,7 +11,9 @@ import pytest
 
 from almanac.core import catalog
 from almanac.files import hub
-from almanac.models.family import families
+from almanac.models.family import encoder_families, families
+
+SOURCES = Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture
@@ -23,8 +25,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_models_are_the_families(almanac: Callable[..., Any]) -> None:
     rows = json.loads(almanac("list", "models", "--json").out)["models"]
-    assert [row["name"] for row in rows] == [family.model_type for family in families()]
+    decoders = [row for row in rows if row["kind"] == "decoder"]
+    assert [row["name"] for row in decoders] == [family.model_type for family in families()]
     assert rows[0]["architecture"] == "LlamaForCausalLM" and rows[0]["gguf"] == "llama"
+    encoders = {row["name"] for row in rows if row["kind"] == "encoder"}
+    assert encoders == {family.model_type for family in encoder_families()} and "bert" in encoders
+    assert {row["name"] for row in rows} - encoders - {row["name"] for row in decoders} >= {"t5"}
+    assert len({(row["name"], row["kind"]) for row in rows}) == len(rows)
     assert all(row["title"] for row in rows)
 
 
@@ -32,6 +39,8 @@ def test_techniques_are_the_files_with_their_papers(almanac: Callable[..., Any])
     rows = {row["name"]: row for row in json.loads(almanac("list", "techniques", "--json").out)["techniques"]}
     assert set(rows) == set(catalog.techniques())
     assert rows["adapt.lora"]["paper"] == "2106.09685"
+    assert rows["adapt.lora"]["path"] == "almanac/adapt/lora.py"
+    assert all((SOURCES / row["path"]).is_file() for row in rows.values())
     assert rows["adapt.lora"]["title"].startswith("LoRA: the change of a weight")
     assert not rows["adapt.lora"]["title"].endswith(".")
 

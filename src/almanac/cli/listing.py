@@ -20,8 +20,9 @@ Row = dict[str, Any]
 def listing(kind: Literal["models", "techniques", "aliases"] | None = None, /, *, json: Json = False) -> int:
     """Show the models, techniques and aliases that there are.
 
-    Families of models that are read and run here, techniques with the paper each stands on, and the names of models
-    that are fetched through pip, with whether they are in the cache.
+    Families of models that are read and run here (what they are called in config.json and in GGUF, and whether they
+    write text, read it, or both), techniques with their file and the paper each stands on, and the names of models that
+    are fetched through pip, with whether they are in the cache.
 
     ```
     almanac list
@@ -47,26 +48,39 @@ def listing(kind: Literal["models", "techniques", "aliases"] | None = None, /, *
 
 
 def models() -> list[Row]:
-    """The families: ``name`` (the checkpoint's model_type), hub ``architecture``, GGUF architecture, title."""
-    from almanac.models.family import families
+    """The families: ``name`` (the checkpoint's model_type), ``kind``, hub ``architecture``, GGUF architecture, title."""
+    from almanac.models.encoder_decoder_family import encoder_decoder_families
+    from almanac.models.family import encoder_families, families
 
+    kinds = (
+        ("decoder", [(family, family.gguf) for family in families()]),
+        ("encoder", [(family, None) for family in encoder_families()]),
+        ("encoder-decoder", [(family, None) for family in encoder_decoder_families()]),
+    )
     return [
         {
             "name": family.model_type,
+            "kind": kind,
             "architecture": family.architecture,
-            "gguf": family.gguf,
+            "gguf": gguf,
             "title": _title(sys.modules[family.read.__module__].__doc__),
         }
-        for family in families()
+        for kind, found in kinds
+        for family, gguf in found
     ]
 
 
 def techniques() -> list[Row]:
-    """The technique files: catalog ``name``, arXiv number of its ``paper``, title."""
+    """The technique files: catalog ``name``, arXiv number of its ``paper``, ``path`` below the sources, title."""
     from almanac.core import catalog
 
     return [
-        {"name": name, "paper": _paper(module.__doc__), "title": _title(module.__doc__)}
+        {
+            "name": name,
+            "paper": _paper(module.__doc__),
+            "path": f"{module.__name__.replace('.', '/')}.py",
+            "title": _title(module.__doc__),
+        }
         for name, module in catalog.techniques().items()
     ]
 

@@ -28,6 +28,7 @@ VERBS = {
     "chat": ("almanac.cli.chat:chat", "Models", "Talk with a model."),
     "export": ("almanac.cli.export:export", "Models", "Write a model in a format that other programs read."),
     "verify": ("almanac.cli.verify:verify", "Models", "Hold a model against its certificate."),
+    "describe": ("almanac.cli.describe:describe", "Models", "Show what a model is and what it costs."),
     "list": ("almanac.cli.listing:listing", "Workbench", "Show the models, techniques and aliases that there are."),
     "evidence": (
         "almanac.cli.evidence:evidence",
