@@ -89,7 +89,7 @@ SAID: list[tuple[str, str]] = [
     ("guide/install.md", f"about {LEAST_MEMORY_BYTES // GB} GB of free memory and about {LEAST_DISK_BYTES // GB} GB"),
     *(("guide/models.md", entry.name) for entry in FORMATS.values()),
     *(("guide/models.md", family.architecture.removesuffix("ForCausalLM")) for family in families()),
-    ("guide/models.md", f"{WORDS[len(list(families()))].capitalize()} families of decoders"),
+    ("guide/models.md", f"{len(list(families()))} families of decoders"),
     ("guide/answers.md", f"the best {WORDS[BUILD.shown]} passages"),
     ("guide/answers.md", f"at least {SUPPORTED:.0%} of its words".replace("%", " %")),
     ("guide/answers.md", f"at least {WORDS[RELEVANT]} of the words of the question"),
