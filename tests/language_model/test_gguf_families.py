@@ -79,7 +79,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("stablelm", {"use_qkv_bias": True}),
     "stablelm, parallel": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
     "command-r": ("cohere", {**TIED, "logit_scale": 0.25}),
-    "llama, biases everywhere": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "phi3": ("phi3", {"pad_token_id": 2}),
     "phi3, tied, partly turned": ("phi3", {**TIED, "pad_token_id": 2, "partial_rotary_factor": 0.5}),
     "stablelm, half of each head": ("stablelm", {"partial_rotary_factor": 0.5}),

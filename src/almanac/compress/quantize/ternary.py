@@ -21,14 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from almanac.core.errors import ShapeError
+from almanac.core.site import Leaf, select
 from almanac.core.technique import Attachment
-from almanac.nn.linear_maps import linear_maps
+from almanac.nn.embedding import Embedding
+from almanac.nn.linear_maps import LinearMap
 from almanac.nn.stored.ternary import TernaryWeight, row_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ternary(Attachment):
-    """Stores the selected linear maps' weights in three values, 1.6 bits each. Embeddings and head stay as they are."""
+    """Stores the selected weights in three values, 1.6 bits each. Embeddings and head stay as they are by default."""
 
     stores = True
 
@@ -42,8 +44,9 @@ class Ternary(Attachment):
         return 2.0  # of a model that was not trained for it; nothing at all of one that was
 
     def attach(self, model: nn.Module, calibration: Iterable[Tensor] | None = None) -> None:
-        for site in linear_maps(model, self.targets).values():
-            site.set_weight(store(site.dense_weight()))
+        for leaf in select(model, self.targets, of=Leaf).values():
+            if isinstance(leaf, LinearMap | Embedding):
+                leaf.set_weight(store(leaf.dense_weight()))
 
 
 def scale_of(weight: Tensor) -> Tensor:
