@@ -15,7 +15,7 @@ from tokenizers import models, pre_tokenizers, processors
 import almanac
 from almanac.adapt.lora import Lora
 from almanac.compress.quantize.int8 import Int8
-from almanac.core.errors import ArchitectureError, RequestError
+from almanac.core.errors import ArchitectureError, RequestError, UnsupportedError
 from almanac.language_model.model import LanguageModel
 from almanac.nn.encoder_decoder import EncoderDecoder
 
@@ -108,6 +108,18 @@ def test_saved_and_opened_again(both: tuple[Any, LanguageModel, Path], tmp_path:
         written = torch.tensor([[lm.network.start_id, 6, 7, 8]])  # type: ignore[union-attr]
         reference = mine(input_ids=source, decoder_input_ids=written).logits
         torch.testing.assert_close(lm.network(source, written), reference, rtol=0, atol=2e-5)
+
+
+def test_it_is_exported_as_the_hub_has_it_and_as_nothing_else(
+    both: tuple[Any, LanguageModel, Path], tmp_path: Path
+) -> None:
+    _, ours, _ = both
+    again = almanac.load(str(ours.export(tmp_path / "hub", format="hf")))
+    assert again.generate(PROMPTS[0], max_tokens=6) == ours.generate(PROMPTS[0], max_tokens=6)
+    for format in ("gguf", "peft"):
+        with pytest.raises(UnsupportedError, match="encoder-decoder"):
+            ours.export(tmp_path / format, format=format)
+        assert not (tmp_path / format).exists()
 
 
 def test_techniques_work_on_it(both: tuple[Any, LanguageModel, Path], tmp_path: Path) -> None:

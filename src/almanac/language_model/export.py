@@ -32,8 +32,10 @@ from almanac.language_model.save import move_into_place, save
 from almanac.models.gguf_file import Row, described, fused, gguf_order
 from almanac.models.hub_folder import family_of
 from almanac.models.tensor_layout import Same
+from almanac.nn.encoder_decoder import EncoderDecoder
 from almanac.nn.linear import Linear
 from almanac.nn.linear_maps import linear_maps
+from almanac.nn.stack import Decoder
 from almanac.nn.stored.blocks import BlockWeight
 from almanac.tokenizers.gguf import to_gguf_metadata
 from almanac.verify import certificate as certificates
@@ -62,12 +64,14 @@ def export(lm: LanguageModel, path: Path, *, format: str, quantization: str | No
         raise UnsupportedError(f"Format {format!r}", remedy=f"Choose one of {', '.join(FORMATS)}.")
     if quantization is not None and format != "gguf":
         raise UnsupportedError(f"{format} with quantization", remedy="Quantization belongs to gguf.")
+    if isinstance(lm.spec, EncoderDecoder.Spec) and format != "hf":
+        raise UnsupportedError(f"An encoder-decoder as {format}", remedy="Export it as hf.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "peft":
         return export_peft(lm, path)
     if format == "hf":
         dense = merged(lm)
-        if family_of(dense.spec, dense.family) is None:
+        if isinstance(dense.spec, Decoder.Spec) and family_of(dense.spec, dense.family) is None:
             raise UnsupportedError("The hub knows no family for this spec", remedy="Save it as an almanac folder.")
         return save(dense, path)
     return export_gguf(lm, path, quantization)
