@@ -142,7 +142,7 @@ FAULTS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "no answer": (PreflightError, "targets: 1 of 5", {"examples": [*PAIRS, conversation("Hi?")]}),
     "answers cut off": (PreflightError, "every answer lies beyond", {"settings": settings(max_tokens=5)}),
     "rate of zero": (PreflightError, "learning_rate", {"settings": settings(learning_rate=0.0)}),
-    "no such site": (SelectionError, "selects no Linear", {"plan": (Lora(targets="encoder.**"),)}),
+    "no such site": (SelectionError, "selects no Leaf", {"plan": (Lora(targets="encoder.**"),)}),
     "nothing trainable": (PreflightError, "no adapter is attached", {"plan": (Int8(targets="**"),), "freeze": True}),
     "bad message": (RequestError, "Example 4: A message", {"examples": [*PAIRS, ["hello"]]}),
 }

@@ -30,7 +30,7 @@ def nbytes(model: Decoder) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(toys.varied()))
+@pytest.mark.parametrize("name", ["llama", "plain", "gpt2", "mistral", "qwen2", "smollm3"])
 @pytest.mark.parametrize("technique", [Int8(), *(Blocks(format=format, targets="**") for format in SMALL)], ids=str)
 def test_a_quantized_model_is_smaller_and_close(name: str, technique: Attachment) -> None:
     """Mean squared error of the logits stays below what the bits allow; the floor comes from random toys."""

@@ -44,7 +44,7 @@ def test_every_leaf_names_its_axes(name: str) -> None:
     for path, leaf in toys.leaves(toys.specs()[name].build()).items():
         assert len(leaf.axes) == len(leaf.shape), path
         assert set(leaf.axes) <= set(AXES), path
-        assert leaf.axes.count("embed") == 1, path
+        assert leaf.axes.count("embed") <= 1, path
 
 
 def test_initialisers_do_what_they_say() -> None:

@@ -75,7 +75,7 @@ class GatedLinearAttention(Mixer):
         )  # [b, n, t, d or e]
         logs = F.logsigmoid(forget) / TEMPERATURE
         memory = given.parts[0].to(x.device, kind)
-        y, memory = attend(q * self.dims[0] ** -0.5, k, v, logs, memory, segments=context.segments)
+        y, memory = attend((q * self.dims[0] ** -0.5, k, v, logs), memory, segments=context.segments)
         y = self.norm(y.to(x.dtype)).transpose(1, 2).flatten(2) * F.silu(self.gate(x))
         return self.o(y), given.after((memory,), x.shape[1]) if state is not None else None
 
