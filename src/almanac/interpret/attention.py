@@ -37,7 +37,8 @@ def attention_patterns(network: nn.Module, tokens: Tensor, sites: str = "**.mixe
         sites: which mixers, as a pattern over their paths.
 
     Returns:
-        Path of the mixer -> its weights, float32 [b, n, t, l]; every row sums to 1.
+        Path of the mixer -> its weights, float32 [b, n, t, l]; every row sums to 1. A layer with sinks has one key more, the
+        last: what its heads give to nothing.
 
     Raises:
         SelectionError: the pattern selects no mixer.

@@ -27,6 +27,7 @@ from almanac.nn.recurrent.gru import gru
 from almanac.nn.recurrent.lstm import lstm
 from almanac.nn.recurrent.mamba import mamba
 from almanac.nn.recurrent.mamba2 import mamba2
+from almanac.nn.recurrent.memory import external_memory
 from almanac.nn.recurrent.retnet import retention
 from almanac.nn.recurrent.rwkv4 import Rwkv4Channel, rwkv4, rwkv4_channel
 from almanac.nn.recurrent.rwkv6 import rwkv6
@@ -52,6 +53,7 @@ SPECS: dict[str, Callable[[], Spec]] = {
     "lstm": lambda: lstm(HIDDEN),
     "lstm of fewer cells": lambda: lstm(HIDDEN, cells=9),
     "gru": lambda: gru(HIDDEN, cells=9),
+    "external memory": lambda: external_memory(HIDDEN, slots=5, width=6, num_heads=2),
     "linear attention": lambda: linear_attention(HIDDEN, num_heads=3, bias=True),
 }
 
