@@ -21,6 +21,7 @@ from almanac.models.hub_folder import family_of, shapes_of
 from almanac.models.tensor_layout import to_ours, to_theirs
 from almanac.nn.attention.full import Attention
 from almanac.nn.attention.masks import Causal, Mask
+from almanac.nn.linear_maps import LinearMap, linear_maps
 from almanac.nn.stack import Decoder
 
 NAMES = sorted(toys.specs())
@@ -439,6 +440,21 @@ def test_every_sublayer_is_a_site(name: str, models: dict[str, Decoder]) -> None
         assert owners
         for owner in owners:
             assert isinstance(layer.get_submodule(owner), Site)
+
+
+@every_toy
+def test_techniques_reach_the_matrices(name: str, models: dict[str, Decoder]) -> None:
+    """At least 99 % of the numbers that stand in matrices belong to leaves, where a weight can be stored otherwise; all of
+    the linear maps' and experts' can be adapted."""
+    reached = total = 0
+    for module in models[name].modules():
+        for item in module.parameters(recurse=False):
+            if item.dim() >= 2:
+                total += item.numel()
+                reached += item.numel() if isinstance(module, Leaf) else 0
+    assert reached >= 0.99 * total
+    maps = {path for path, leaf in toys.leaves(models[name]).items() if isinstance(leaf, LinearMap)}
+    assert maps == set(linear_maps(models[name], "**"))
 
 
 @pytest.mark.parametrize("name", sorted(toys.varied()))
