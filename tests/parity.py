@@ -9,9 +9,7 @@ import copy
 import functools
 import json
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from oracle import largest_difference, quiet, randomised, transformers, watched
 from torch import Tensor, nn
 
 from almanac.core.state import Context
@@ -29,8 +28,6 @@ from almanac.models.family import Fields, family_for
 from almanac.models.hub_folder import family_of, hub_config, hub_names, read_hub_folder, shapes_of
 from almanac.models.tensor_layout import to_ours
 from almanac.nn.stack import Decoder
-
-transformers = pytest.importorskip("transformers", reason="the oracle `transformers` is not installed")
 
 VOCAB, TIME = 97, 40
 SIZES: dict[str, Any] = {
@@ -51,19 +48,6 @@ class Pair:
     ours: Decoder
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers announces its own deprecations through warnings; those of other libraries stay errors."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"transformers\..*")
-        before = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        try:
-            yield
-        finally:
-            transformers.logging.set_verbosity(before)
-
-
 def config_of(name: str, changes: Mapping[str, Any], sizes: Mapping[str, Any] = SIZES) -> Any:
     """A configuration of theirs; sizes that its class has no field for are left out."""
     known = type(transformers.AutoConfig.for_model(name))().to_dict()
@@ -77,13 +61,7 @@ def make(name: str, changes: Mapping[str, Any], *, seed: int = 0) -> Any:
     with quiet():
         config = config_of(name, changes)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=_attention_of(name))
-    model = model.float().eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 0.1 + (1 if parameter.dim() == 1 else 0))
-    return model
+    return randomised(model.float(), seed=seed)
 
 
 EAGER = frozenset(("mamba", "mamba2", "falcon_mamba", "rwkv", "gemma2", "gpt_oss", "gptj", "bloom", "mpt", "codegen"))
@@ -114,36 +92,21 @@ def tokens(rows: int, time: int) -> Tensor:
     return torch.randint(0, VOCAB, (rows, time), generator=torch.Generator().manual_seed(3))
 
 
-def hidden_states(model: Decoder, row: Tensor) -> list[Tensor]:
-    """What enters the first block and what leaves each, [batch, time, hidden]."""
-    seen: list[Tensor] = []
-    hooks = [model.layers[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))]
-    hooks += [
-        layer.register_forward_hook(lambda module, inputs, output: seen.append(output[0])) for layer in model.layers
-    ]
-    try:
-        with torch.no_grad():
-            model(row)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
-
-
-def compare(theirs: Any, ours: Decoder, tolerance: float) -> None:
+def difference(theirs: Any, ours: Decoder) -> float:
+    """The largest difference of logits, and of what enters the first block and leaves each."""
     row = tokens(2, TIME)
+    entered: list[Tensor] = []
+    hook = ours.layers[0].register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    logits, left = watched(ours.layers, lambda: ours(row))
+    hook.remove()
     with torch.no_grad(), quiet():
         reference = theirs(row, attention_mask=torch.ones_like(row), output_hidden_states=True)
-        logits = ours(row)
         last = ours.hidden(row)[0]
         inward = vars(ours.head)["_modules"].get("inward")  # theirs gives the last after it (OPT 350M)
         last = inward(last) if inward is not None else last
-    torch.testing.assert_close(logits, reference.logits, rtol=0, atol=tolerance)
-    states = hidden_states(ours, row)
     # transformers gives the embedding, every block but the last, and the last after the final norm
-    assert len(reference.hidden_states) == len(states)
-    for mine, other in zip([*states[:-1], last], reference.hidden_states, strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=tolerance)
+    mine = [logits, entered[0], *left[:-1], last]
+    return largest_difference(mine, [reference.logits, *reference.hidden_states])
 
 
 def unrounded(model: nn.Module) -> nn.Module:
@@ -175,15 +138,21 @@ class Parity:
     def pair(self, case: str) -> Pair:
         return pair_of(case, self.cases[case][0], json.dumps(self.cases[case][1]))
 
+    def difference(self, theirs: Any, ours: Decoder) -> float:
+        """What the bounds are set on; an area overrides it where their hidden states are others."""
+        return difference(theirs, ours)
+
     def test_logits_and_hidden_states_agree(self, pair: Pair) -> None:
-        compare(pair.theirs, pair.ours, 1e-5)
+        assert self.difference(pair.theirs, pair.ours) <= 1e-5
 
     def test_they_agree_in_double_precision(self, pair: Pair) -> None:
-        """Without rounding to hide behind: float64 throughout, but for the angles, which are float32 in both."""
+        """Without rounding to hide behind: float64 throughout, but for the angles, which are float32 in both. Where their
+        own code rounds to float32 whatever it is given (``rounds``), it stays in float32, whose rounding reaches 3e-5."""
+        ours = copy.deepcopy(pair.ours).double()
         if pair.name in self.rounds:
-            pytest.skip("their code rounds to float32 within")
-        theirs, ours = copy.deepcopy(pair.theirs).double(), copy.deepcopy(pair.ours).double()
-        compare(unrounded(theirs), ours, 1e-10)
+            assert self.difference(pair.theirs, ours) <= 1e-4
+        else:
+            assert self.difference(unrounded(copy.deepcopy(pair.theirs).double()), ours) <= 1e-10
 
     def test_greedy_tokens_agree(self, pair: Pair) -> None:
         rows, new = tokens(2, 12), 40
@@ -201,16 +170,19 @@ class Parity:
         assert got == reference[:, rows.shape[1] :].tolist()
 
     def test_left_padded_rows_agree(self, pair: Pair) -> None:
-        """Their padding is masked on the left; ours is a segment of its own, wherever it lies."""
-        if pair.name in self.pad:
-            pytest.skip("their code takes no padding on the left")
+        """Their padding is masked on the left; ours is a segment of its own, wherever it lies. Where their code takes none
+        (``pad``), theirs reads each row alone."""
         rows, pads = tokens(2, 20), [0, 6]
         mask = torch.tensor([[0] * pad + [1] * (20 - pad) for pad in pads])
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         with torch.no_grad(), quiet():
-            reference = _with_positions(pair.theirs, rows, mask, positions)
             got = pair.ours(rows, Context(positions=positions, segments=mask - 1))
-        torch.testing.assert_close(got[mask.bool()], reference[mask.bool()], rtol=0, atol=1e-5)
+            if pair.name in self.pad:
+                alone = [pair.theirs(rows[index : index + 1, pad:]).logits[0] for index, pad in enumerate(pads)]
+                reference = torch.cat(alone)
+            else:
+                reference = _with_positions(pair.theirs, rows, mask, positions)[mask.bool()]
+        torch.testing.assert_close(got[mask.bool()], reference, rtol=0, atol=1e-5)
 
     def test_packed_rows_agree_with_single_ones(self, pair: Pair) -> None:
         rows = [tokens(1, size) for size in (9, 17, 4)]

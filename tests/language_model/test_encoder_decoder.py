@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from models.test_encoder_parity import quiet
+from oracle import quiet, transformers
 from tokenizers import models, pre_tokenizers, processors
 
 import almanac
@@ -18,8 +18,6 @@ from almanac.compress.quantize.int8 import Int8
 from almanac.core.errors import ArchitectureError, RequestError, UnsupportedError
 from almanac.language_model.model import LanguageModel
 from almanac.nn.encoder_decoder import EncoderDecoder
-
-transformers = pytest.importorskip("transformers", reason="the oracle `transformers` is not installed")
 
 WORDS = ("lamp", "ship", "stone", "river", "quiet", "seven", "the", "of", "blue", "far", "old", "sea")
 SPECIALS = ("<pad>", "</s>", "<s>", "<unk>", "<mask>")

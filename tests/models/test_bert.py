@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from language_model import small_encoder
+from oracle import quiet, transformers
 from torch import Tensor
 
 import almanac
@@ -34,8 +32,6 @@ from almanac.models.family import (
 from almanac.nn.activation import GeluTanh, Silu
 from almanac.nn.encoder import Encoder
 
-transformers = pytest.importorskip("transformers", reason="the oracle `transformers` is not installed")
-
 VOCAB, TIME = 61, 13
 SIZES = {
     "vocab_size": VOCAB, "hidden_size": 36, "intermediate_size": 50, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -49,18 +45,6 @@ CASES: dict[str, dict[str, Any]] = {
     "relu, one type": {"hidden_act": "relu", "type_vocab_size": 1},
 }
 TOLERANCE = 1e-5
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"transformers\..*")
-        before = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        try:
-            yield
-        finally:
-            transformers.logging.set_verbosity(before)
 
 
 @pytest.fixture(params=CASES)

@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +22,10 @@ from almanac.core.site import Leaf
 from almanac.files.gguf.formats import format_named
 from almanac.files.gguf.writer import write_gguf
 from almanac.files.safetensors import open_safetensors, write_safetensors
+from almanac.files.staging import move_into_place, staging
 from almanac.files.store import sync_folder, write_atomic
 from almanac.language_model.load import load_gguf
-from almanac.language_model.save import move_into_place, save
+from almanac.language_model.save import save
 from almanac.models.gguf_file import Row, described, fused, gguf_order
 from almanac.models.hub_folder import family_of
 from almanac.models.tensor_layout import Same
@@ -102,7 +99,7 @@ def export_gguf(lm: LanguageModel, path: Path, quantization: str | None) -> Path
     tensors |= {name: ("F32", tensor, tuple(tensor.shape)) for name, tensor in more.items()}
     metadata |= _words(source)
     metadata |= {"general.name": str(lm.provenance.get("source", "almanac")), "general.quantization_version": 2}
-    with _beside(path) as scratch:
+    with staging(path) as scratch:
         made = scratch / path.name
         write_gguf(made, metadata, tensors)
         _seal_gguf(lm, made, worst)
@@ -145,7 +142,7 @@ def export_peft(lm: LanguageModel, path: Path) -> Path:
         "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": sorted(modules),
         "bias": "none", "inference_mode": True, "fan_in_fan_out": False, "init_lora_weights": True,
     }  # fmt: skip
-    with _beside(path) as scratch:
+    with staging(path) as scratch:
         write_atomic(scratch / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
         write_safetensors(scratch / "adapter_model.safetensors", tensors)
         again = open_safetensors(scratch / "adapter_model.safetensors")
@@ -153,16 +150,6 @@ def export_peft(lm: LanguageModel, path: Path) -> Path:
             raise IntegrityError("The adapter read back is another", remedy="Check the disk; nothing was kept.")
         move_into_place(scratch, path)
     return path
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A folder next to ``path`` to make something in; gone afterwards, whatever happens."""
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _words(lm: LanguageModel) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,8 @@ from torch import Tensor
 
 from almanac.core.errors import UnsupportedError
 from almanac.files.safetensors import write_safetensors
-from almanac.files.store import sync_folder, write_atomic, write_json
+from almanac.files.staging import move_into_place, staging
+from almanac.files.store import write_atomic, write_json
 from almanac.language_model.load import MANIFEST, MANIFEST_VERSION, load_folder
 from almanac.models.encoder_decoder_family import hub_form
 from almanac.models.hub_folder import config_text, family_of, hub_config, hub_names
@@ -39,14 +38,10 @@ def save(lm: LanguageModel, folder: Path) -> Path:
         raise UnsupportedError(
             f"{folder} exists and is no model folder of almanac", remedy="Name another place, or remove it yourself."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with staging(folder) as scratch:
         write_folder(lm, scratch)
         seal(lm, scratch)
         move_into_place(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
@@ -102,24 +97,6 @@ def seal(lm: LanguageModel, folder: Path) -> None:
     certificates.check(sealed, again)
     certificates.check_digests(sealed, again)
     certificates.write(sealed, folder / certificates.NAME)
-
-
-def move_into_place(scratch: Path, folder: Path) -> None:
-    """``scratch`` becomes ``folder``; an older folder of that name goes only after the new one stands."""
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    kept = old / folder.name
-    try:
-        if folder.exists():
-            folder.rename(kept)
-        scratch.rename(folder)
-    except BaseException:
-        if kept.exists() and not folder.exists():
-            kept.rename(folder)
-        raise
-    finally:
-        sync_folder(folder.parent)
-        if folder.exists() or not kept.exists():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def _dtype(tensors: dict[str, Tensor]) -> torch.dtype:
