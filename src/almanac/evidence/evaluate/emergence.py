@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -12,10 +11,11 @@ from torch import Tensor
 import almanac.evaluate.emergence as technique
 from almanac.core.spec import Normal
 from almanac.core.technique import initialise
-from almanac.evaluate.emergence import Reading, edit_distance, read, sharpness
+from almanac.evaluate.emergence import Reading, read, sharpness
 from almanac.evidence.card import BASELINE, CONTROL, METHOD, Arm, Card, Gate, Mutant, Plot
 from almanac.evidence.claim import AtLeast, AtMost, Effect
 from almanac.evidence.fixtures.fitting import count, fit, flops, next_nll
+from almanac.evidence.fixtures.planted_bugs import Bug, Bugs, planted
 from almanac.evidence.outcome import Outcome, require_disjoint
 from almanac.nn.attention.full import attention
 from almanac.nn.block import Block
@@ -176,10 +176,7 @@ def _read(network: Decoder, rows: Tensor) -> Reading:
 
 def run(arm: str, seed: int, profile: str, mutant: str | None) -> Outcome:
     """One reading of the seed's ladder; the ladder is trained once for all arms."""
-    if mutant == WHOLE:
-        with patch.object(technique, "edit_distance", _whole):
-            readings, spent = _readings(seed, profile, mutant)
-    else:
+    with planted(mutant, BUGS):
         readings, spent = _readings(seed, profile, mutant)
     values = [vars(reading)[arm] for reading in readings]
     resolution = 1 / readings[0].count
@@ -202,13 +199,16 @@ def _whole(found: list[int], wanted: list[int]) -> int:
     return len(wanted) * int(found != wanted)
 
 
+BUGS: Bugs = {FEW: (), SEEN: (), WHOLE: Bug(technique, "edit_distance", _whole)}  # the first two: see `_readings`
+
+
 def check(mutant: str | None) -> None:
     """The distance agrees with a recursion; a straight line of s sizes has sharpness s - 1; a jump has more."""
-    distance = _whole if mutant == WHOLE else edit_distance
     generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        one, other = (torch.randint(3, (5,), generator=generator).tolist() for _ in range(2))
-        assert distance(one, other) == _slow(tuple(one), tuple(other)), (one, other)
+    with planted(mutant, BUGS):
+        for _ in range(50):
+            one, other = (torch.randint(3, (5,), generator=generator).tolist() for _ in range(2))
+            assert technique.edit_distance(one, other) == _slow(tuple(one), tuple(other)), (one, other)
     assert abs(sharpness([0.0, 0.25, 0.5, 0.75, 1.0], resolution=0.001) - 4) < 1e-9
     assert sharpness([0.0, 0.0, 0.05, 0.2, 1.0], resolution=0.001) > 8
 

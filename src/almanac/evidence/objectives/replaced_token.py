@@ -6,11 +6,9 @@ import functools
 import math
 import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +22,7 @@ from almanac.evidence.card import Arm, Card, Gate, Mutant, Plot, Published
 from almanac.evidence.claim import AtLeast, Effect
 from almanac.evidence.fixtures import pcfg
 from almanac.evidence.fixtures.fitting import count, fit, flops
+from almanac.evidence.fixtures.planted_bugs import Bug, Bugs, planted
 from almanac.evidence.outcome import Outcome, require_disjoint
 from almanac.nn.activation import Gelu
 from almanac.nn.attention.bidirectional import bidirectional
@@ -122,9 +121,6 @@ class Size(Value):
 
 SIZES = {"full": Size(), "quick": Size(tests=400)}
 SHARE = 0.15
-Planted = list[tuple[Any, str, Any]]
-"""(module, name, what stands in its place)."""
-
 WORDS = pcfg.grammar().vocabulary
 FIRST, MASK, PAD = len(WORDS), len(WORDS) + 1, len(WORDS) + 2
 VOCAB = len(WORDS) + 3
@@ -132,7 +128,7 @@ VOCAB = len(WORDS) + 3
 
 def run(arm: str, seed: int, profile: str, mutant: str | None) -> Outcome:
     """Pre-trains and tunes one arm, and counts the questions that it answers right."""
-    with _broken(mutant):
+    with planted(mutant, BUGS):
         return train(arm, seed, SIZES[profile])
 
 
@@ -351,7 +347,7 @@ def accuracy(network: TaskModel, items: list[Question]) -> float:
 
 def check(mutant: str | None) -> None:
     """The parts of the loss against their definitions: labels, the law of what is put in, and what is scored."""
-    with _broken(mutant), torch.no_grad():
+    with planted(mutant, BUGS), torch.no_grad():
         tokens = rows_of([["the", "dog", "sleeps"]] * 4000, 6)
         chosen = (tokens == WORDS.index("dog")) & words(tokens)
         law = torch.full((VOCAB,), -math.inf)
@@ -370,31 +366,27 @@ def check(mutant: str | None) -> None:
         assert int(scored.sum()) == 3 * 4000, "places that are no words are scored"
 
 
-@contextmanager
-def _broken(mutant: str | None) -> Iterator[None]:
-    """The code under test with one planted bug."""
-    with ExitStack() as stack:
-        for owner, name, planted in PLANTED[mutant]() if mutant is not None else ():
-            stack.enter_context(patch.object(owner, name, planted))
-        yield
+_chosen_last: list[Tensor] = []
 
 
-def _drawn() -> Planted:
-    chosen_last: list[Tensor] = []
-
-    def filling(tokens: Tensor, chosen: Tensor, logits: Tensor, **given: Any) -> Tensor:
-        chosen_last[:] = [chosen]
-        return fill(tokens, chosen, logits, **given)
-
-    return [(objective, "fill", filling), (objective, "is_replaced", lambda tokens, filled: chosen_last[0])]
+def _filling(tokens: Tensor, chosen: Tensor, logits: Tensor, **given: Any) -> Tensor:
+    _chosen_last[:] = [chosen]
+    return fill(tokens, chosen, logits, **given)
 
 
-def _likeliest() -> Planted:
-    return [(objective, "fill", lambda tokens, chosen, logits, **_: torch.where(chosen, logits.argmax(-1), tokens))]
+def _likeliest(tokens: Tensor, chosen: Tensor, logits: Tensor, **_: Any) -> Tensor:
+    return torch.where(chosen, logits.argmax(-1), tokens)
 
 
-def _padded() -> Planted:
-    return [(sys.modules[__name__], "scored_places", lambda tokens: torch.ones_like(tokens, dtype=torch.bool))]
+def _everywhere(tokens: Tensor) -> Tensor:
+    return torch.ones_like(tokens, dtype=torch.bool)
 
 
-PLANTED: dict[str, Callable[[], Planted]] = {DRAWN: _drawn, LIKELIEST: _likeliest, PADDED: _padded}
+BUGS: Bugs = {
+    DRAWN: (
+        Bug(objective, "fill", _filling),
+        Bug(objective, "is_replaced", lambda tokens, filled: _chosen_last[0]),
+    ),
+    LIKELIEST: Bug(objective, "fill", _likeliest),
+    PADDED: Bug(sys.modules[__name__], "scored_places", _everywhere),
+}

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +18,7 @@ from almanac.core.value import Value
 from almanac.evidence.card import Arm, Card, Gate, Mutant, Plot
 from almanac.evidence.claim import AtLeast, Effect, Within
 from almanac.evidence.fixtures.fitting import count, fit, flops
+from almanac.evidence.fixtures.planted_bugs import Bug, Bugs, planted
 from almanac.evidence.outcome import Outcome, require_disjoint
 from almanac.nn.attention.full import attention
 from almanac.nn.attention.neighbours import NeighbourStore, mean_embedding
@@ -182,7 +180,7 @@ class Reader(nn.Module):
 def run(arm: str, seed: int, profile: str, mutant: str | None) -> Outcome:
     """Trains one arm; how far below guessing the nll of facts and of all else is."""
     size = SIZES[profile if profile in SIZES else "full"]
-    with _broken(mutant):
+    with planted(mutant, BUGS):
         return train(arm, seed, size, world(size, seed, mutant == OWN))
 
 
@@ -228,7 +226,7 @@ def train(arm: str, seed: int, size: Size, given: World) -> Outcome:
 def check(mutant: str | None) -> None:
     """Which chunk's neighbours each token reads, by gradient; and that no text is its own neighbour."""
     size = Size(learned=64, asked=8)
-    with _broken(mutant):
+    with planted(mutant, BUGS):
         layer = initialise(chunked_cross_attention(8, num_heads=2, chunk=3, retrieved=2).build(), seed=0)
         vectors = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
         x = torch.randn(1, 11, 8, generator=torch.Generator().manual_seed(1))
@@ -244,22 +242,21 @@ def check(mutant: str | None) -> None:
         assert not noise.any(), "a text's own continuation is retrieved"
 
 
-@contextmanager
-def _broken(mutant: str | None) -> Iterator[None]:
-    sound = ChunkedCrossAttention._whole
+_sound = ChunkedCrossAttention._whole
 
-    def shifted(by: int) -> Any:
-        def wrong(self: ChunkedCrossAttention, q: Tensor, brought: tuple[Tensor, ...]) -> Tensor:
-            if by > 0:  # as if every token stood further on
-                return sound(self, F.pad(q, (0, 0, by, 0)), brought)[:, :, by:]
-            y = sound(self, q[:, :, -by:], brought)
-            return torch.cat([torch.zeros_like(q[:, :, :-by]), y], dim=2)
 
-        return wrong
+def _shifted(by: int) -> Any:
+    def wrong(self: ChunkedCrossAttention, q: Tensor, brought: tuple[Tensor, ...]) -> Tensor:
+        if by > 0:  # as if every token stood further on
+            return _sound(self, F.pad(q, (0, 0, by, 0)), brought)[:, :, by:]
+        y = _sound(self, q[:, :, -by:], brought)
+        return torch.cat([torch.zeros_like(q[:, :, :-by]), y], dim=2)
 
-    bugs = {EARLY: shifted(CHUNK - 1), UNSHIFTED: shifted(-1)}
-    if mutant not in bugs:
-        yield
-        return
-    with patch.object(ChunkedCrossAttention, "_whole", bugs[mutant]):
-        yield
+    return wrong
+
+
+BUGS: Bugs = {
+    EARLY: Bug(ChunkedCrossAttention, "_whole", _shifted(CHUNK - 1)),
+    OWN: (),  # of the data: see `world`
+    UNSHIFTED: Bug(ChunkedCrossAttention, "_whole", _shifted(-1)),
+}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +18,7 @@ from almanac.core.value import Value
 from almanac.evidence.card import Arm, Card, Gate, Mutant, Plot
 from almanac.evidence.claim import AtLeast, AtMost, Effect
 from almanac.evidence.fixtures.fitting import fit, flops
+from almanac.evidence.fixtures.planted_bugs import Bug, planted
 from almanac.evidence.outcome import Outcome
 from almanac.nn.attention import sparse
 from almanac.nn.attention.full import attention
@@ -131,7 +129,7 @@ def mixer(arm: str, hidden: int, window: int) -> Spec:
 def run(arm: str, seed: int, profile: str, mutant: str | None) -> Outcome:
     """Costs by length, and how well the token inside, outside and at hand is told."""
     size = SIZES[profile if profile in SIZES else "full"]
-    with _broken(mutant):
+    with planted(mutant, BUGS, forget=[sparse.layout.cache_clear]):
         curve = [(float(time), cost(arm, time)) for time in LENGTHS]
         backs = {} if arm == "masked" else {"inside": REACH, "outside": REACH + 1}  # masked is window, but for the cost
         told = {name: copied(arm, back, size, seed) for name, back in backs.items()}
@@ -198,7 +196,7 @@ def copied(arm: str, back: int, size: Size, seed: int) -> float:
 
 def check(mutant: str | None) -> None:
     """The layer against a loop over its window, and against the masked twin, whole and in pieces."""
-    with _broken(mutant), torch.no_grad():
+    with planted(mutant, BUGS, forget=[sparse.layout.cache_clear]), torch.no_grad():
         layer = initialise(mixer("window", 16, WINDOW).build(), seed=0).double()
         x = torch.randn(1, 23, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         for number, parameter in enumerate(layer.parameters()):
@@ -220,28 +218,20 @@ def check(mutant: str | None) -> None:
         assert torch.allclose(torch.cat(parts), expected), "in pieces it is another"
 
 
-@contextmanager
-def _broken(mutant: str | None) -> Iterator[None]:
-    def rule(back: int, ahead: int) -> Callable[[SlidingWindow, Tensor, Tensor], Tensor]:
-        def allowed(self: SlidingWindow, queries: Tensor, keys: Tensor) -> Tensor:
-            return (keys <= queries + ahead * (self.size - 1)) & (keys > queries - self.size - back)
+def _rule(back: int, ahead: int) -> Callable[[SlidingWindow, Tensor, Tensor], Tensor]:
+    def allowed(self: SlidingWindow, queries: Tensor, keys: Tensor) -> Tensor:
+        return (keys <= queries + ahead * (self.size - 1)) & (keys > queries - self.size - back)
 
-        return allowed
+    return allowed
 
-    def whole(mask: SlidingWindow, length: int, tile: int, step: int, device: torch.device) -> tuple[Tile, ...]:
-        places = torch.arange(length, device=device)
-        return tuple(Tile(part, places, mask.allowed(part[:, None], places)[None, None]) for part in places.split(tile))
 
-    bugs: dict[str, tuple[Any, str, Any]] = {
-        WIDER: (SlidingWindow, "allowed", rule(1, 0)),
-        AHEAD: (SlidingWindow, "allowed", rule(0, 1)),
-        HIDING: (sparse, "layout", whole),
-    }
-    if mutant is None:
-        yield
-        return
-    sparse.layout.cache_clear()
-    place, name, bug = bugs[mutant]
-    with patch.object(place, name, bug):
-        yield
-    sparse.layout.cache_clear()
+def _whole(mask: SlidingWindow, length: int, tile: int, step: int, device: torch.device) -> tuple[Tile, ...]:
+    places = torch.arange(length, device=device)
+    return tuple(Tile(part, places, mask.allowed(part[:, None], places)[None, None]) for part in places.split(tile))
+
+
+BUGS = {
+    WIDER: Bug(SlidingWindow, "allowed", _rule(1, 0)),
+    AHEAD: Bug(SlidingWindow, "allowed", _rule(0, 1)),
+    HIDING: Bug(sparse, "layout", _whole),
+}

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -25,6 +23,7 @@ from almanac.core.value import Value
 from almanac.evidence.card import BASELINE, CEILING, CONTROL, METHOD, TWIN, Arm, Card, Gate, Mutant, Plot
 from almanac.evidence.claim import AtMost, Effect
 from almanac.evidence.fixtures.fitting import count, fit, flops, next_nll
+from almanac.evidence.fixtures.planted_bugs import Bug, planted
 from almanac.evidence.outcome import Outcome
 from almanac.nn.attention.full import attention
 from almanac.nn.block import Block
@@ -132,7 +131,7 @@ SIZES = {"full": Size(), "quick": Size(domains=24, steps=250)}
 def run(arm: str, seed: int, profile: str, mutant: str | None) -> Outcome:
     """Trains one arm; what it learned, in nats and as a share of what can be, and how evenly its experts are used."""
     size = SIZES[profile]
-    with _broken(mutant):
+    with planted(mutant, BUGS):
         network = initialise(spec(arm, size).build(), seed=seed)
         assert isinstance(network, Decoder)
         if arm == "random":
@@ -265,7 +264,7 @@ def _draw_at_random(network: Decoder) -> None:
 
 def check(mutant: str | None) -> None:
     """Equal experts are one channel; outputs are the loop's; the balance loss is 1 if even and e at collapse."""
-    with _broken(mutant), torch.no_grad():
+    with planted(mutant, BUGS), torch.no_grad():
         made = initialise(gated_experts(8, 12, num_experts=4, num_chosen=2).build(), seed=0).double()
         for number, parameter in enumerate(made.parameters()):
             torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(number))
@@ -286,17 +285,6 @@ def check(mutant: str | None) -> None:
             assert abs(float(balance.load_balance(given)) - value) < 1e-4, "the balance loss"
 
 
-@contextmanager
-def _broken(mutant: str | None) -> Iterator[None]:
-    """The code under test with one planted bug."""
-    if mutant is None:
-        yield
-        return
-    owner, name, planted = MUTANTS[mutant]
-    with patch.object(owner, name, planted):
-        yield
-
-
 _routed = Mixture.routed
 
 
@@ -315,8 +303,8 @@ def _rewarded(routing: Routing, real: Tensor | None = None) -> Tensor:
     return -load_balance(routing, real)
 
 
-MUTANTS: dict[str, tuple[Any, str, Any]] = {
-    UNWEIGHTED: (Mixture, "routed", _unweighted),
-    SHUFFLED: (Mixture, "routed", _shuffled),
-    REWARDED: (balance, "load_balance", _rewarded),
+BUGS = {
+    UNWEIGHTED: Bug(Mixture, "routed", _unweighted),
+    SHUFFLED: Bug(Mixture, "routed", _shuffled),
+    REWARDED: Bug(balance, "load_balance", _rewarded),
 }

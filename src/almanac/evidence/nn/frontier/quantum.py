@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -24,6 +20,7 @@ from almanac.core.technique import initialise
 from almanac.core.value import Value
 from almanac.evidence.card import BASELINE, CONTROL, METHOD, Arm, Card, Gate, Mutant, Plot
 from almanac.evidence.claim import AtMost, Effect, Within
+from almanac.evidence.fixtures.planted_bugs import Bug, planted
 from almanac.evidence.nn.recurrent import answering
 from almanac.evidence.nn.recurrent.answering import Task
 from almanac.evidence.outcome import Outcome
@@ -31,7 +28,7 @@ from almanac.nn.block import Block
 from almanac.nn.channel.dense import dense
 from almanac.nn.embedding import Embedding
 from almanac.nn.frontier import quantum
-from almanac.nn.frontier.quantum import encode, evolve, expectations, quantum_attention
+from almanac.nn.frontier.quantum import evolve, expectations, quantum_attention
 from almanac.nn.head import Head
 from almanac.nn.linear import Linear
 from almanac.nn.norm import LayerNorm
@@ -200,7 +197,7 @@ def data(size: Size, seed: int) -> Task:
 def run(arm: str, seed: int, profile: str, mutant: str | None) -> Outcome:
     """Trains one arm; of the circuit, the slope of the plateau too."""
     size = SIZES[profile if profile in SIZES else "full"]
-    with broken(mutant):
+    with planted(mutant, BUGS):
         outcome = train(arm, seed, size, RATES.get(arm, size.rate))
         slope = plateau(seed, draws=DRAWS // 3 if profile == "quick" else DRAWS) if arm == "circuit" else 0.0
     return replace(outcome, metrics={**outcome.metrics, "slope": slope})
@@ -218,7 +215,7 @@ def plateau(seed: int, *, draws: int) -> float:
     for qubits in QUBITS:
         depth = LAYERS_PER_QUBIT * qubits
         angles = 2 * math.pi * torch.rand(draws, depth, qubits, 2, generator=generator, dtype=torch.float64)
-        state = encode(torch.full((draws, qubits), math.pi / 4, dtype=torch.float64))
+        state = quantum.encode(torch.full((draws, qubits), math.pi / 4, dtype=torch.float64))
         shifted = []
         for sign in (1, -1):  # the parameter-shift rule for one angle in the middle of the circuit
             moved = angles.clone()
@@ -240,11 +237,11 @@ def both(state: Tensor) -> Tensor:
 def check(mutant: str | None) -> None:
     """The circuit against dense complex matrices, made of Pauli matrices and Kronecker products."""
     generator = torch.Generator().manual_seed(0)
-    with broken(mutant):
+    with planted(mutant, BUGS):
         for qubits in (2, 3, 4):
             x = 2 * torch.randn(qubits, generator=generator, dtype=torch.float64)
             angles = 2 * torch.randn(2, qubits, 2, generator=generator, dtype=torch.float64)
-            found = expectations(evolve(encode(x), angles))
+            found = expectations(evolve(quantum.encode(x), angles))
             assert torch.allclose(found, dense_expectations(x, angles), rtol=0, atol=1e-10), "not what the matrices say"
 
 
@@ -275,33 +272,27 @@ def dense_expectations(x: Tensor, angles: Tensor) -> Tensor:
     return torch.stack([(state.conj() @ on({wire: pauli["z"]}) @ state).real for wire in range(qubits)])
 
 
-@contextmanager
-def broken(mutant: str | None) -> Iterator[None]:
-    """With a bug planted."""
-    turn_y, turn_z, ring, start = quantum.rotate_y, quantum.rotate_z, quantum.ring_order, quantum.encode
+_turn_y, _turn_z, _ring, _start = quantum.rotate_y, quantum.rotate_z, quantum.ring_order, quantum.encode
 
-    def unclosed(qubits: int) -> Tensor:
-        if qubits < 3:
-            return ring(qubits)
-        places = torch.arange(2**qubits)
-        fires = places & 1  # undoes the last CNOT, from the lowest bit to the highest
-        return ring(qubits)[places ^ (fires << (qubits - 1))]
 
-    def same_way(state: Tensor, angle: Tensor, qubit: int) -> Tensor:
-        cosine, sine = (part[..., None, None] for part in ((angle / 2).cos(), (angle / 2).sin()))
-        crossed = torch.cat([sine, -sine], dim=-1)
-        return cosine * state + crossed * state.flip(-1)
+def _unclosed(qubits: int) -> Tensor:
+    if qubits < 3:
+        return _ring(qubits)
+    places = torch.arange(2**qubits)
+    fires = places & 1  # undoes the last CNOT, from the lowest bit to the highest
+    return _ring(qubits)[places ^ (fires << (qubits - 1))]
 
-    bugs: dict[str, tuple[str, Any]] = {
-        ANGLE: ("rotate_y", lambda state, angle, qubit: turn_y(state, angle / 2, qubit)),
-        PHASE: ("rotate_z", same_way),
-        OPEN: ("ring_order", unclosed),
-        NOISY: ("rotate_z", lambda state, angle, qubit: 0.99 * turn_z(state, angle, qubit)),
-        WHOLE: ("encode", lambda angles: start(2 * angles)),
-    }
-    if mutant is None:
-        yield
-        return
-    name, bug = bugs[mutant]
-    with patch.object(quantum, name, bug), patch.dict(globals(), {name: bug} if name in globals() else {}):
-        yield
+
+def _same_way(state: Tensor, angle: Tensor, qubit: int) -> Tensor:
+    cosine, sine = (part[..., None, None] for part in ((angle / 2).cos(), (angle / 2).sin()))
+    crossed = torch.cat([sine, -sine], dim=-1)
+    return cosine * state + crossed * state.flip(-1)
+
+
+BUGS = {
+    ANGLE: Bug(quantum, "rotate_y", lambda state, angle, qubit: _turn_y(state, angle / 2, qubit)),
+    PHASE: Bug(quantum, "rotate_z", _same_way),
+    OPEN: Bug(quantum, "ring_order", _unclosed),
+    NOISY: Bug(quantum, "rotate_z", lambda state, angle, qubit: 0.99 * _turn_z(state, angle, qubit)),
+    WHOLE: Bug(quantum, "encode", lambda angles: _start(2 * angles)),
+}

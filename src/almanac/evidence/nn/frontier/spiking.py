@@ -7,11 +7,8 @@ published picojoules, head included; none is measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -24,6 +21,7 @@ from almanac.evidence.card import BASELINE, CONTROL, METHOD, TWIN, Arm, Card, Ga
 from almanac.evidence.claim import AtLeast, AtMost, Effect
 from almanac.evidence.fixtures import text, tiny
 from almanac.evidence.fixtures.fitting import count
+from almanac.evidence.fixtures.planted_bugs import Bug, planted
 from almanac.evidence.outcome import Outcome
 from almanac.nn.frontier import energy, spiking
 from almanac.nn.frontier.energy import recording
@@ -175,7 +173,7 @@ def run(arm: str, seed: int, profile: str, mutant: str | None) -> Outcome:
     """Trains one arm, and counts what it does on the held-out text."""
     size = SIZES[profile if profile in SIZES else "full"]
     size = size.with_(rate=RATES.get(arm, size.rate))
-    with broken(mutant):
+    with planted(mutant, BUGS):
         network = initialise(model(arm, size).build(), seed=seed)
         assert isinstance(network, Decoder)
         losses = tiny.train(network, size, seed=seed)
@@ -211,7 +209,7 @@ def check(mutant: str | None) -> None:
     begins = torch.zeros(1, 12, dtype=torch.bool)
     begins[0, 5] = True
     size = tiny.Tiny(hidden=8, layers=1, context=16)
-    with broken(mutant), torch.no_grad():
+    with planted(mutant, BUGS), torch.no_grad():
         for given in (None, begins):
             spikes, _ = LeakyNeurons.Spec(leak=LEAK, threshold=0.3).build()(
                 x, torch.zeros(1, 3, dtype=torch.float64), given
@@ -238,37 +236,37 @@ def check(mutant: str | None) -> None:
         assert record.multiply_accumulates == 16 * (8 * network.vocab_size + 3 * 8 + 32), "real maps are not counted"
 
 
-@contextmanager
-def broken(mutant: str | None) -> Iterator[None]:
-    """With a bug planted."""
-    sound, counted = spiking.fire, energy.SpikeRecord.map
+_fire, _map = spiking.fire, energy.SpikeRecord.map
 
-    def analogue(x: Tensor, membrane: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        spikes, after = sound(x, membrane, *rest)
-        return spikes * (1 + x.abs()), after
 
-    def lasting(x: Tensor, membrane: Tensor, kept: Tensor | None, leak: float, threshold: float, surrogate: Any) -> Any:
-        decay = torch.full_like(x, 1 - leak) * (1 if kept is None else kept)
-        held = scan(decay, leak * x, membrane)
-        return surrogate.spike(held - threshold) + 0 * held, held[-1]
+def _analogue(x: Tensor, membrane: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    spikes, after = _fire(x, membrane, *rest)
+    return spikes * (1 + x.abs()), after
 
-    def headless(self: energy.SpikeRecord, read: Tensor, out_features: int) -> None:
-        if out_features != text.VOCAB:
-            counted(self, read, out_features)
 
-    def free(self: energy.SpikeRecord, read: Tensor, out_features: int) -> None:
-        counted(self, (read != 0).to(read), out_features)
+def _lasting(x: Tensor, membrane: Tensor, kept: Tensor | None, leak: float, threshold: float, surrogate: Any) -> Any:
+    decay = torch.full_like(x, 1 - leak) * (1 if kept is None else kept)
+    held = scan(decay, leak * x, membrane)
+    return surrogate.spike(held - threshold) + 0 * held, held[-1]
 
-    bugs: dict[str, tuple[Any, str, Any]] = {
-        ANALOGUE: (spiking, "fire", analogue),
-        LASTING: (spiking, "fire", lasting),
-        CARRIED: (spiking, "fire", lambda x, membrane, kept, *rest: sound(x, membrane, None, *rest)),
-        HEADLESS: (energy.SpikeRecord, "map", headless),
-        FREE: (energy.SpikeRecord, "map", free),
-    }
-    if mutant is None:
-        yield
-        return
-    place, name, bug = bugs[mutant]
-    with patch.object(place, name, bug):
-        yield
+
+def _carried(x: Tensor, membrane: Tensor, kept: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _fire(x, membrane, None, *rest)
+
+
+def _headless(self: energy.SpikeRecord, read: Tensor, out_features: int) -> None:
+    if out_features != text.VOCAB:
+        _map(self, read, out_features)
+
+
+def _free(self: energy.SpikeRecord, read: Tensor, out_features: int) -> None:
+    _map(self, (read != 0).to(read), out_features)
+
+
+BUGS = {
+    ANALOGUE: Bug(spiking, "fire", _analogue),
+    LASTING: Bug(spiking, "fire", _lasting),
+    CARRIED: Bug(spiking, "fire", _carried),
+    HEADLESS: Bug(energy.SpikeRecord, "map", _headless),
+    FREE: Bug(energy.SpikeRecord, "map", _free),
+}

@@ -7,10 +7,6 @@ length of the past differs. An honest rival stands beside ALiBi: rotary position
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest.mock import patch
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +19,7 @@ from almanac.evidence.claim import AtLeast, AtMost, Effect
 from almanac.evidence.fixtures import text, tiny
 from almanac.evidence.fixtures.fitting import count, flops, next_nll
 from almanac.evidence.fixtures.kept import kept
+from almanac.evidence.fixtures.planted_bugs import Bug, Bugs, planted
 from almanac.evidence.outcome import Outcome
 from almanac.nn.attention.full import Attention, attention
 from almanac.nn.attention.masks import Causal, SlidingWindow
@@ -164,7 +161,7 @@ def run(arm: str, seed: int, profile: str, mutant: str | None) -> Outcome:
     kind, _, window = arm.partition(", ")
     size = SIZES[profile if profile in SIZES else "full"]
     stretches = text.held_out(rows=STRETCHES[profile if profile in STRETCHES else "full"], time=LONG)
-    with broken(mutant):
+    with planted(mutant, BUGS):
         model = network(kind, size, seed, mutant)
         tokens = size.steps * size.rows * size.time
         step = flops(lambda: next_nll(model, stretches[: size.rows, :SHORT]).backward())
@@ -183,7 +180,7 @@ def check(mutant: str | None) -> None:
     """ALiBi's attention against its equation, for 12 heads in 3 groups, whole and continued, with and without a window."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 10, 48, generator=generator)
-    with broken(mutant), torch.no_grad():
+    with planted(mutant, BUGS), torch.no_grad():
         for size in (None, 4):
             mask = SlidingWindow(size=size) if size else Causal()
             made = attention(48, num_heads=12, num_kv_heads=4, position=Alibi.Spec(num_heads=12), mask=mask)
@@ -205,31 +202,24 @@ def check(mutant: str | None) -> None:
             assert torch.allclose(torch.cat(parts), expected, atol=1e-4), "a kept past changes what is attended to"
 
 
-@contextmanager
-def broken(mutant: str | None) -> Iterator[None]:
-    """With a bug planted."""
-    sound, allowed = Alibi.forward, SlidingWindow.allowed
+def _disordered(self: Alibi, queries: Tensor, keys: Tensor) -> Tensor:
+    return SOUND(self, queries, keys).unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
 
-    def disordered(self: Alibi, queries: Tensor, keys: Tensor) -> Tensor:
-        return sound(self, queries, keys).unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
 
-    def early(self: SlidingWindow, queries: Tensor, keys: Tensor) -> Tensor:
-        continued = queries.shape[-2] != keys.shape[-1]
-        return allowed(self, queries, keys) & (keys > queries - self.size + continued)
+def _early(self: SlidingWindow, queries: Tensor, keys: Tensor) -> Tensor:
+    continued = queries.shape[-2] != keys.shape[-1]
+    return ALLOWED(self, queries, keys) & (keys > queries - self.size + continued)
 
-    def proportional(num_heads: int) -> list[float]:
-        return [2.0 ** (-8 * head / num_heads) for head in range(1, num_heads + 1)]
 
-    bugs = {
-        "slope sign": (Alibi, "forward", lambda self, queries, keys: -sound(self, queries, keys)),
-        "slopes of other counts": (alibi, "slopes", proportional),
-        "heads out of order": (Alibi, "forward", disordered),
-        "window off by the cache": (SlidingWindow, "allowed", early),
-        "no bias": (Alibi, "forward", lambda self, queries, keys: 0 * sound(self, queries, keys)),
-    }
-    if mutant is None:
-        yield
-        return
-    place, name, bug = bugs[mutant]
-    with patch.object(place, name, bug):
-        yield
+def _proportional(num_heads: int, gentlest: float = 8.0) -> list[float]:
+    return [2.0 ** (-gentlest * head / num_heads) for head in range(1, num_heads + 1)]
+
+
+SOUND, ALLOWED = Alibi.forward, SlidingWindow.allowed
+BUGS: Bugs = {
+    "slope sign": Bug(Alibi, "forward", lambda self, queries, keys: -SOUND(self, queries, keys)),
+    "slopes of other counts": Bug(alibi, "slopes", _proportional),
+    "heads out of order": Bug(Alibi, "forward", _disordered),
+    "window off by the cache": Bug(SlidingWindow, "allowed", _early),
+    "no bias": Bug(Alibi, "forward", lambda self, queries, keys: 0 * SOUND(self, queries, keys)),
+}

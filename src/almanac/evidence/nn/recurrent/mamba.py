@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +15,7 @@ from almanac.core.technique import initialise
 from almanac.core.value import Value
 from almanac.evidence.card import Arm, Card, Gate, Mutant, Plot, Published
 from almanac.evidence.claim import AtLeast, Effect
+from almanac.evidence.fixtures.planted_bugs import Bug, planted
 from almanac.evidence.nn.recurrent import answering
 from almanac.evidence.nn.recurrent.answering import Task
 from almanac.evidence.outcome import Outcome
@@ -130,7 +127,7 @@ RATES = {"attention": 3e-3}  # the other arms learn at the rate of the size
 def run(arm: str, seed: int, profile: str, mutant: str | None) -> Outcome:
     """Trains one arm and measures how many of the symbols it gives back."""
     size = SIZES[profile]
-    with _broken(mutant):
+    with planted(mutant, BUGS):
         return train(arm, seed, size, RATES.get(arm, size.rate))
 
 
@@ -193,7 +190,7 @@ def mixer(arm: str, hidden: int, *, expand: int, states: int) -> Spec:
 def check(mutant: str | None) -> None:
     """Both layers against their equations, one token after the other in float64, on two packed sequences."""
     segments = torch.tensor([[0] * 5 + [1] * 6])
-    with _broken(mutant), torch.no_grad():
+    with planted(mutant, BUGS), torch.no_grad():
         for arm in ("selective", "s4d"):
             layer = initialise(mixer(arm, 8, expand=1, states=3).build(), seed=0).double()
             for number, parameter in enumerate(layer.parameters()):
@@ -241,17 +238,6 @@ def _slow_s4d(layer: S4D, x: Tensor) -> Tensor:
     return layer.out(F.gelu(torch.stack(outputs)))
 
 
-@contextmanager
-def _broken(mutant: str | None) -> Iterator[None]:
-    """The code under test with one planted bug."""
-    if mutant is None:
-        yield
-        return
-    owner, name, planted = MUTANTS[mutant]
-    with patch.object(owner, name, planted):
-        yield
-
-
 def _wrapping(u: Tensor, response: Tensor) -> Tensor:
     time = u.shape[1]
     spectrum = torch.fft.rfft(u.transpose(1, 2), n=time) * torch.fft.rfft(response, n=time)
@@ -267,11 +253,11 @@ def _peeking(self: Invariant, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, self.b().expand(*u.shape[:2], -1), self.c().expand(*u.shape[:2], -1)
 
 
-MUTANTS: dict[str, tuple[Any, str, Any]] = {
-    NEGATIVE: (mamba_file, "negative", torch.exp),
-    SOFTPLUS: (mamba_file, "softplus", lambda x: x),
-    CARRIED: (mamba_file, "starts", lambda segments: None),
-    WRAPPED: (s4d_file, "long_convolution", _wrapping),
-    EULER: (s4d_file, "discretise", _euler),
-    PEEKING: (Invariant, "compute", _peeking),
+BUGS = {
+    NEGATIVE: Bug(mamba_file, "negative", torch.exp),
+    SOFTPLUS: Bug(mamba_file, "softplus", lambda x: x),
+    CARRIED: Bug(mamba_file, "starts", lambda segments: None),
+    WRAPPED: Bug(s4d_file, "long_convolution", _wrapping),
+    EULER: Bug(s4d_file, "discretise", _euler),
+    PEEKING: Bug(Invariant, "compute", _peeking),
 }
