@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from almanac.compress.quantize.int8 import Int8
 from almanac.core.errors import ArchitectureError, RequestError, UnsupportedError
 from almanac.language_model.model import LanguageModel
 from almanac.nn.encoder_decoder import EncoderDecoder
+from almanac.serve.engine_thread import EngineThread
+from almanac.serve.limits import Limits
 
 WORDS = ("lamp", "ship", "stone", "river", "quiet", "seven", "the", "of", "blue", "far", "old", "sea")
 SPECIALS = ("<pad>", "</s>", "<s>", "<unk>", "<mask>")
@@ -173,3 +177,30 @@ def test_the_same_vectors(case: str, tmp_path: Path) -> None:
         torch.testing.assert_close(got[index], expected, rtol=0, atol=2e-6)
     with pytest.raises(ArchitectureError, match="load_encoder"):
         almanac.load(tmp_path)
+
+
+def test_served_in_company_as_alone(both: tuple[Any, LanguageModel, Path]) -> None:
+    """The server's thread asks the encoder-decoder's own rules what fits, and gives each client its own continuation."""
+    _, lm, _ = both
+    network = lm.network
+    assert isinstance(network, EncoderDecoder)
+    requests = [lm.request(lm.tokenizer.encode(prompt), max_tokens=9) for prompt in PROMPTS]
+    whole = lm.request([6] * network.source_length, max_tokens=network.context_length - 1)  # prompt and answer apart
+    beyond = lm.request([6] * (network.source_length + 1), max_tokens=1)
+
+    async def served() -> list[list[int]]:
+        thread = EngineThread(lm.engine, limits=Limits())
+        thread.start()
+        try:
+            with ExitStack() as stack:
+                runs = [thread.submit([each], stack) for each in (*requests, whole)]
+                with pytest.raises(RequestError):
+                    thread.submit([beyond], stack)
+                return [[event.token async for _, event in run.events() if event.token is not None] for run in runs]
+        finally:
+            thread.stop()
+
+    found = asyncio.run(served())
+    for tokens, request in zip(found, (*requests, whole), strict=True):
+        handle = lm.engine().submit(request)
+        assert tokens == [event.token for event in handle if event.token is not None]

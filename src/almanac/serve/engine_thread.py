@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
-from almanac.generate.engine import Engine, Event, Handle, Request, check
+from almanac.generate.engine import Engine, Event, Handle, Request
 from almanac.serve.errors import RefusedError
 from almanac.serve.limits import Limits
 
@@ -80,7 +80,7 @@ class EngineThread:
     def __init__(self, make: Callable[[], Engine], *, limits: Limits) -> None:
         self.make = make
         self.limits = limits
-        self.network = make().network
+        self.opening = make().opening
         self.taken = 0
         self._inbox: list[Run] = []
         self._wake = threading.Condition()
@@ -110,7 +110,7 @@ class EngineThread:
             RequestError: what the model cannot serve. RefusedError: 503, the queue is full.
         """
         for request in requests:
-            check(request, self.network)
+            self.opening.check(request)
         if self.taken + len(requests) > self.limits.rows + self.limits.queue:
             raise _busy("The queue is full", self.limits.retry_after_seconds, status=503)
         run = Run(requests)
