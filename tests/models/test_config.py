@@ -15,6 +15,7 @@ from almanac.models.hub_folder import family_of
 from almanac.nn.activation import GeluTanh
 from almanac.nn.attention.full import Attention
 from almanac.nn.attention.masks import Causal, SlidingWindow
+from almanac.nn.channel.moe.mixture import Mixture
 from almanac.nn.linear import Linear
 from almanac.nn.norm import LayerNorm, RMSNorm
 from almanac.nn.positions import rope as rotary
@@ -101,6 +102,18 @@ def test_layers_without_positions() -> None:
     assert rotary(no_rope_layer_interval=2) == [True, False, True]
     assert rotary(no_rope_layer_interval=None, num_hidden_layers=5) == [True, True, True, False, True]
     assert rotary(no_rope_layers=[0, 1, 0]) == [False, True, False]
+
+
+def test_layers_with_experts_are_numbers_of_layers() -> None:
+    def sparse(**changes: Any) -> list[bool]:
+        return [isinstance(layer.channel, Mixture.Spec) for layer in spec_of("llama4_text", **changes).layers]
+
+    assert sparse() == sparse(moe_layers=None) == [False, True, False]  # every second
+    assert sparse(moe_layers=[]) == [False] * 3
+    assert sparse(moe_layers=[0, 2]) == [True, False, True]
+    for damaged in ("ab", 1, ["1"], [True], [-1], [3], [[0]], {"0": 1}):
+        with pytest.raises(FileFormatError, match="moe_layers"):
+            sparse(moe_layers=damaged)
 
 
 def test_biases_by_family() -> None:

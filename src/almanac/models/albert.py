@@ -7,14 +7,14 @@ several layers (``inner_group_num``), all of which each of its steps goes throug
 from __future__ import annotations
 
 from almanac.core.errors import FileFormatError
-from almanac.models.bert import DERIVED, KEYS, read_activation, read_encoder, write_encoder
+from almanac.models.activation_config import read_activation
+from almanac.models.bert import DERIVED, KEYS, read_encoder, write_encoder
 from almanac.models.encoder_task import (
     EncoderTasks,
     Task,
+    label_tasks,
     masked,
     read_pooled,
-    read_span,
-    read_tokens,
     tied_keys,
     within_pretraining,
     write_masked,
@@ -23,7 +23,7 @@ from almanac.models.encoder_task import (
 from almanac.models.family import Config, EncoderFamily, Fields, Key
 from almanac.nn.encoder import Encoder
 from almanac.nn.linear import Linear
-from almanac.nn.task_heads import MaskedHead, PretrainingHead, SequenceHead, SpanHead, TokenHead
+from almanac.nn.task_heads import MaskedHead, PretrainingHead
 
 NAMES = {
     "mixer.q": "attention.query", "mixer.k": "attention.key", "mixer.v": "attention.value", "mixer.o": "attention.dense",
@@ -85,11 +85,6 @@ def read_masked(fields: Fields, encoder: Encoder.Spec) -> MaskedHead.Spec:
     return masked(fields, encoder, activation=activation, epsilon=fields.number("layer_norm_eps", 1e-12))
 
 
-def read_classes(fields: Fields, encoder: Encoder.Spec) -> SequenceHead.Spec:
-    """Classes of a text, off BERT's pooler."""
-    return read_pooled(fields, encoder)
-
-
 def read_pretraining(fields: Fields, encoder: Encoder.Spec) -> PretrainingHead.Spec:
     """Masked tokens, and which of two texts comes first (as many classes as there are labels)."""
     return PretrainingHead.Spec(masked=read_masked(fields, encoder), pair=read_pooled(fields, encoder))
@@ -104,14 +99,7 @@ TASKS = EncoderTasks(
     "albert",
     (
         Task("AlbertForMaskedLM", MaskedHead.Spec, read_masked, _MASKED, write_masked),
-        Task(
-            "AlbertForSequenceClassification",
-            SequenceHead.Spec,
-            read_classes,
-            (_POOLER, Key("head.output", "classifier")),
-        ),
-        Task("AlbertForTokenClassification", TokenHead.Spec, read_tokens, (Key("head.output", "classifier"),)),
-        Task("AlbertForQuestionAnswering", SpanHead.Spec, read_span, (Key("head.output", "qa_outputs"),)),
+        *label_tasks("Albert", "albert.pooler"),
         Task(
             "AlbertForPreTraining",
             PretrainingHead.Spec,

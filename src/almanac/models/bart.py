@@ -11,11 +11,11 @@ from torch import Tensor
 
 from almanac.core import spec as core_spec
 from almanac.core.errors import FileFormatError
-from almanac.models.bert import activation_name, read_activation
+from almanac.models.activation_config import activation_name, read_activation
+from almanac.models.decoder_frame import own_head
 from almanac.models.encoder_decoder_family import EncoderDecoderFamily
-from almanac.models.family import Config, Fields, Key
-from almanac.models.llama import MAX_LAYERS
-from almanac.models.t5 import own_head
+from almanac.models.family import MAX_LAYERS, Config, Fields, Key
+from almanac.models.shape import if_read_back
 from almanac.models.tensor_layout import Reshaped
 from almanac.nn.activation import Activation
 from almanac.nn.attention.bidirectional import BidirectionalAttention, bidirectional
@@ -46,8 +46,7 @@ TRAINING_ONLY = (
 
 def read_stacks(fields: Fields, *, prenorm: bool, start: int) -> EncoderDecoder.Spec:
     """The encoder-decoder of a configuration; ``prenorm``: norms before the sublayers and one at the end of each stack."""
-    for field in TRAINING_ONLY:
-        fields.any(field)
+    fields.pass_over(*TRAINING_ONLY)
     hidden, length = fields.integer("d_model", 1024), fields.integer("max_position_embeddings", 1024)
     activation = read_activation(fields, "activation_function")
     norm = LayerNorm.Spec(hidden=hidden, epsilon=EPSILON)
@@ -206,8 +205,7 @@ def read(fields: Fields) -> EncoderDecoder.Spec:
 
 def write(spec: EncoderDecoder.Spec) -> Config | None:
     """Spec -> config.json, or None when it is no BART."""
-    config = write_stacks(spec)
-    return config if config is not None and read(Fields(config)) == spec else None
+    return if_read_back(write_stacks(spec), read, spec)
 
 
 FAMILY = EncoderDecoderFamily("bart", "BartForConditionalGeneration", read, write, keys, copies=COPIES, settled=settled)

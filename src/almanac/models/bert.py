@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.files.quoting import quoted
+from almanac.models.activation_config import activation_name, read_activation
 from almanac.models.encoder_task import (
     EncoderTasks,
     Task,
+    label_tasks,
     masked,
     read_pooled,
-    read_span,
-    read_tokens,
     tied_keys,
     within_pretraining,
     write_masked,
     write_pretraining,
 )
-from almanac.models.family import Config, EncoderFamily, Fields, Key
-from almanac.models.llama import ACTIVATIONS, MAX_LAYERS
+from almanac.models.family import MAX_LAYERS, Config, EncoderFamily, Fields, Key
+from almanac.models.shape import if_read_back
 from almanac.nn.activation import Activation
 from almanac.nn.attention.bidirectional import BidirectionalAttention, bidirectional
 from almanac.nn.channel.dense import Dense, dense
@@ -31,7 +31,7 @@ from almanac.nn.encoder import Encoder
 from almanac.nn.norm import LayerNorm
 from almanac.nn.positions.learned import LearnedPositions
 from almanac.nn.postnorm_block import PostNormBlock
-from almanac.nn.task_heads import MaskedHead, PretrainingHead, SequenceHead, SpanHead, TokenHead
+from almanac.nn.task_heads import MaskedHead, PretrainingHead, SequenceHead
 
 _LAYER = "encoder.layer.{i}."
 KEYS = (
@@ -62,19 +62,6 @@ def read_sizes(fields: Fields) -> tuple[int, int]:
     return hidden, heads
 
 
-def read_activation(fields: Fields, name: str = "hidden_act", default: str = "gelu") -> Activation:
-    """The activation of that field. Raises UnsupportedError for one that is not known."""
-    given = fields.text(name, default)
-    if given not in ACTIVATIONS:
-        raise UnsupportedError(f"Activation {quoted(given)}", remedy=f"Known are {', '.join(ACTIVATIONS)}.")
-    return ACTIVATIONS[given]
-
-
-def activation_name(activation: Activation) -> str | None:
-    """The hub's name of an activation, None where it has none."""
-    return {known: name for name, known in reversed(ACTIVATIONS.items())}.get(activation)
-
-
 def refuse_decoders(fields: Fields) -> None:
     """Raises UnsupportedError for roles and positions that the encoder has not."""
     kind = fields.text("position_embedding_type", "absolute")
@@ -100,8 +87,7 @@ def read_encoder(
     """
     hidden, heads = read_sizes(fields)
     refuse_decoders(fields)
-    for field in TRAINING_ONLY:
-        fields.any(field)
+    fields.pass_over(*TRAINING_ONLY)
     width, epsilon = width or hidden, fields.number("layer_norm_eps", epsilon)
     norm = LayerNorm.Spec(hidden=hidden, epsilon=epsilon)
     block = PostNormBlock.Spec(
@@ -154,13 +140,13 @@ def read(fields: Fields) -> Encoder.Spec:
 
 def write(spec: Encoder.Spec) -> Config | None:
     """Spec -> config.json, or None when it is no BERT: then the configuration would read as something else."""
-    config = write_encoder(spec)
-    return config if config is not None and read(Fields(config)) == spec else None
+    return if_read_back(write_encoder(spec), read, spec)
 
 
-def read_masked(fields: Fields, encoder: Encoder.Spec) -> MaskedHead.Spec:
-    """The masked head with the encoder's own activation and epsilon."""
-    return masked(fields, encoder, activation=read_activation(fields), epsilon=fields.number("layer_norm_eps", 1e-12))
+def read_masked(fields: Fields, encoder: Encoder.Spec, *, activation: Activation | None = None) -> MaskedHead.Spec:
+    """The masked head with the encoder's own epsilon and, unless one is given, activation."""
+    activation = activation or read_activation(fields)
+    return masked(fields, encoder, activation=activation, epsilon=fields.number("layer_norm_eps", 1e-12))
 
 
 def read_pair(fields: Fields, encoder: Encoder.Spec) -> SequenceHead.Spec:
@@ -188,14 +174,7 @@ TASKS = EncoderTasks(
     "bert",
     (
         Task("BertForMaskedLM", MaskedHead.Spec, read_masked, _MASKED, write_masked),
-        Task(
-            "BertForSequenceClassification",
-            SequenceHead.Spec,
-            read_pooled,
-            (Key("head.transform.dense", "bert.pooler.dense"), Key("head.output", "classifier")),
-        ),
-        Task("BertForTokenClassification", TokenHead.Spec, read_tokens, (Key("head.output", "classifier"),)),
-        Task("BertForQuestionAnswering", SpanHead.Spec, read_span, (Key("head.output", "qa_outputs"),)),
+        *label_tasks("Bert", "bert.pooler.dense"),
         Task("BertForNextSentencePrediction", SequenceHead.Spec, read_pair, _PAIR),
         Task(
             "BertForPreTraining",

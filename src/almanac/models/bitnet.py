@@ -33,8 +33,7 @@ DEFAULTS: Config = {"hidden_act": "relu2", "rms_norm_eps": 1e-5, "rope_theta": 5
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
     fields = defaulted(fields, DEFAULTS)
-    bias = fields.flag("attention_bias", False)
-    spec = read_decoder(fields, bias=(bias, bias))
+    spec = read_decoder(fields)
     assert isinstance(spec.norm, RMSNorm.Spec)
     norm = spec.norm
 

@@ -4,17 +4,9 @@ values of each head together in one matrix.
 
 from __future__ import annotations
 
-from almanac.models.dense_decoder import (
-    also_without,
-    decoder,
-    either,
-    head_dim_of,
-    parts_of,
-    silent,
-    sizes,
-)
-from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.llama import MAX_LAYERS
+from almanac.models.decoder_frame import decoder
+from almanac.models.dense_decoder import also_without, either, head_dim_of, parts_of, silent, sizes
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
 from almanac.models.tensor_layout import PerHead
 from almanac.nn.activation import GeluTanh
 from almanac.nn.attention.full import attention
@@ -25,6 +17,7 @@ from almanac.nn.normed_block import NormedBlock
 from almanac.nn.positions.alibi import Alibi
 from almanac.nn.stack import Decoder
 
+THEIRS = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "max_position_embeddings": "seq_length"}
 _LAYER, _MIXER = "transformer.h.{i}.", "layers.{i}.mixer."
 
 
@@ -72,14 +65,8 @@ def write(spec: Decoder.Spec) -> Config | None:
     """Spec -> config.json, or None when it is no BLOOM."""
     if (parts := parts_of(spec, (Block.Spec, NormedBlock.Spec), Dense.Spec)) is None:
         return None
-    config = sizes(spec, parts.mixer)
     return {
-        "vocab_size": config["vocab_size"],
-        "hidden_size": config["hidden_size"],
-        "n_layer": config["num_hidden_layers"],
-        "n_head": config["num_attention_heads"],
-        "seq_length": config["max_position_embeddings"],
-        "tie_word_embeddings": config["tie_word_embeddings"],
+        **sizes(spec, parts.mixer, THEIRS),
         "layer_norm_epsilon": parts.epsilon,
         "apply_residual_connection_post_layernorm": isinstance(spec.layers[0], NormedBlock.Spec),
     }

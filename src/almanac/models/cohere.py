@@ -6,22 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from almanac.models.activation_config import read_activation
+from almanac.models.decoder_frame import decoder
 from almanac.models.dense_decoder import (
-    activation_of,
-    decoder,
     head_dim_of,
     parts_of,
     rope_of,
     scale_of_logits,
     silent,
-    sizes,
+    written_parts,
     written_rope,
 )
-from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
 from almanac.models.gguf_fields import LAYER_EPSILON, Entry, GgufFields
 from almanac.models.gguf_names import in_layer, straight
 from almanac.models.llama import KEYS as LLAMA
-from almanac.models.llama import MAX_LAYERS
 from almanac.nn.attention.full import Attention, attention
 from almanac.nn.attention.masks import Causal, Mask
 from almanac.nn.channel.gated import Gated, gated
@@ -49,7 +48,7 @@ def read_parallel(
     hidden, heads = fields.integer("hidden_size", 8192), fields.integer("num_attention_heads", 64)
     position = rope_of(fields, head_dim_of(fields, hidden, heads), theta=theta, interleaved=True)
     norm = LayerNorm.Spec(hidden=hidden, epsilon=fields.number("layer_norm_eps", 1e-5), bias=False)
-    activation = activation_of(fields, "hidden_act", "silu")
+    activation = read_activation(fields, "hidden_act", "silu")
     channel = gated(hidden, fields.integer("intermediate_size", 22_528), activation=activation)
 
     def block(layer: int) -> ParallelBlock.Spec:
@@ -80,11 +79,8 @@ def written_parallel(spec: Decoder.Spec) -> tuple[Config, list[Attention.Spec]] 
         return None
     turned = next((mixer for mixer in parts.mixers if mixer.position is not None), parts.mixer)
     config = {
-        **sizes(spec, parts.mixer),
+        **written_parts(spec, parts),
         **written_rope(turned),
-        "num_key_value_heads": parts.mixer.num_kv_heads,
-        "intermediate_size": parts.intermediate,
-        "hidden_act": parts.activation,
         "layer_norm_eps": parts.epsilon,
         "attention_bias": parts.mixer.q.bias,
         "logit_scale": scale,

@@ -19,8 +19,7 @@ CONSTANT = (
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
-    for name in CONSTANT:
-        fields.any(name)
+    fields.pass_over(*CONSTANT)
     pattern = fields.integer("sliding_window_pattern", DEFAULT_PATTERN)
     kinds = kinds_of(fields, lambda layer: SLIDING if (layer + 1) % pattern else FULL)
     if fields.any("sliding_window", DEFAULT_WINDOW) is None:  # absent means the default, null means none

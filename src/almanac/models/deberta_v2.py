@@ -11,20 +11,12 @@ from typing import Any
 from almanac.core import spec as core_spec
 from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.files.quoting import quoted
+from almanac.models.activation_config import activation_name, read_activation
 from almanac.models.bert import KEYS as BERT_KEYS
-from almanac.models.bert import TRAINING_ONLY, activation_name, read_activation, read_sizes
-from almanac.models.encoder_task import (
-    EncoderTasks,
-    Task,
-    masked,
-    read_pooled,
-    read_span,
-    read_tokens,
-    tied_keys,
-    write_masked,
-)
-from almanac.models.family import Config, EncoderFamily, Fields, Key
-from almanac.models.llama import MAX_LAYERS
+from almanac.models.bert import TRAINING_ONLY, read_sizes
+from almanac.models.encoder_task import EncoderTasks, Task, label_tasks, masked, read_pooled, tied_keys, write_masked
+from almanac.models.family import MAX_LAYERS, Config, EncoderFamily, Fields, Key
+from almanac.models.shape import if_read_back
 from almanac.nn.attention.bidirectional import BidirectionalAttention, bidirectional
 from almanac.nn.attention.disentangled import DisentangledAttention, disentangled
 from almanac.nn.channel.dense import Dense, dense
@@ -35,7 +27,7 @@ from almanac.nn.norm import LayerNorm
 from almanac.nn.positions.disentangled import Distances, SharedDistances, distances
 from almanac.nn.positions.learned import LearnedPositions
 from almanac.nn.postnorm_block import PostNormBlock
-from almanac.nn.task_heads import MaskedHead, SequenceHead, SpanHead, TokenHead
+from almanac.nn.task_heads import MaskedHead, SequenceHead
 
 EPSILON = 1e-7
 TERMS = ("c2p", "p2c")
@@ -74,8 +66,7 @@ def _is_owner(block: PostNormBlock.Spec) -> bool:
 def read(fields: Fields) -> Encoder.Spec:
     """config.json -> spec."""
     hidden, _ = read_sizes(fields)
-    for field in (*TRAINING_ONLY, *HEADS_ONLY):
-        fields.any(field)
+    fields.pass_over(*TRAINING_ONLY, *HEADS_ONLY)
     if fields.any("conv_kernel_size"):
         raise UnsupportedError("A DeBERTa with a convolution", remedy="Use a model of version 3, which has none.")
     norm = LayerNorm.Spec(hidden=hidden, epsilon=fields.number("layer_norm_eps", EPSILON))
@@ -173,7 +164,7 @@ def write(spec: Encoder.Spec) -> Config | None:
             config["pos_att_type"] = list(TERMS[: max(terms, 0)])
     else:
         return None
-    return config if read(Fields(config)) == spec else None
+    return if_read_back(config, read, spec)
 
 
 def _write_distances(mixer: DisentangledAttention.Spec, table: Distances.Spec) -> Config:
@@ -241,14 +232,6 @@ TASKS = EncoderTasks(
             ),
             write_masked,
         ),
-        Task(
-            "DebertaV2ForSequenceClassification",
-            SequenceHead.Spec,
-            read_classes,
-            (Key("head.transform.dense", "pooler.dense"), Key("head.output", "classifier")),
-            write_classes,
-        ),
-        Task("DebertaV2ForTokenClassification", TokenHead.Spec, read_tokens, (Key("head.output", "classifier"),)),
-        Task("DebertaV2ForQuestionAnswering", SpanHead.Spec, read_span, (Key("head.output", "qa_outputs"),)),
+        *label_tasks("DebertaV2", "pooler.dense", read=read_classes, write=write_classes),
     ),
 )

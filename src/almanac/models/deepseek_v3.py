@@ -11,9 +11,10 @@ from collections.abc import Callable
 from almanac.core.errors import UnsupportedError
 from almanac.core.spec import Spec
 from almanac.files.quoting import quoted
+from almanac.models.activation_config import activation_name
 from almanac.models.expert_decoder import (
     MLP,
-    activation_of,
+    channel_activation,
     count_of,
     expert_keys,
     experts_of,
@@ -27,7 +28,6 @@ from almanac.models.gated_decoder import defaulted
 from almanac.models.llama import KEYS as LLAMA
 from almanac.models.llama import read_decoder
 from almanac.models.rope_config import read_rope, write_rope, yarn_temperature
-from almanac.models.shape import activation_name
 from almanac.nn.attention.latent import LatentAttention, latent_attention
 from almanac.nn.block import Block
 from almanac.nn.channel.gated import Gated, gated
@@ -60,8 +60,7 @@ KEYS = (*(key for key in LLAMA if ".mixer." not in key.our_names[0]), *ATTENTION
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
-    for name in ("num_nextn_predict_layers", "num_mtp_layers", "moe_layer_freq"):
-        fields.any(name)
+    fields.pass_over("num_nextn_predict_layers", "num_mtp_layers", "moe_layer_freq")
     for name, known in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
         if (given := fields.text(name, known)) != known:
             raise UnsupportedError(f"{fields.origin}: {name} {quoted(given)}", remedy=f"{known} is read.")
@@ -84,8 +83,7 @@ def read_latent(
     training_only(fields)
     q_rank = fields.any("q_lora_rank", defaults["q_lora_rank"])  # absent means the default, null means none
     fields = defaulted(fields, defaults)
-    for name in ("num_key_value_heads", "head_dim", "qk_head_dim"):  # follow from others
-        fields.any(name)
+    fields.pass_over("num_key_value_heads", "head_dim", "qk_head_dim")  # follow from others
     bias = fields.flag("attention_bias", False)
     turned = fields.integer("qk_rope_head_dim", 64)
     position = read_rope(fields, turned, interleaved=interleaved)
@@ -114,7 +112,7 @@ def read_latent(
         num_experts=experts_of(fields, 1),
         num_chosen=fields.integer("num_experts_per_tok"),
         shared=inner * fields.integer("n_shared_experts"),
-        activation=activation_of(spec),
+        activation=channel_activation(spec),
     )
     first = fields.integer("first_k_dense_replace", low=0)
     return with_experts(spec, channel.with_(router=routed(channel.router)), lambda layer: layer >= first)

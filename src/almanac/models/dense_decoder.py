@@ -1,29 +1,25 @@
-"""What the families share whose blocks are one attention and one channel under LayerNorm: the fields they spell alike, the
-decoder around their blocks, and what a writer must find in a spec before it writes.
+"""What the families share whose blocks are one attention and one channel under LayerNorm: the fields they spell alike, and
+what a writer must find in a spec before it writes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.core.spec import Spec
-from almanac.files.quoting import quoted
+from almanac.models.activation_config import activation_name
 from almanac.models.family import Config, Fields, Key
-from almanac.models.llama import ACTIVATIONS
 from almanac.models.rope_config import read_rope, write_rope
-from almanac.models.shape import activation_name, all_of
-from almanac.nn.activation import Activation
+from almanac.models.shape import all_of
 from almanac.nn.attention.full import Attention
 from almanac.nn.attention.masks import Causal, Mask, SlidingWindow
-from almanac.nn.biased_head import BiasedHead, BiasedTiedHead, biased
+from almanac.nn.biased_head import BiasedHead, BiasedTiedHead
 from almanac.nn.channel.dense import Dense
 from almanac.nn.channel.gated import Gated
-from almanac.nn.embedding import Embedding
 from almanac.nn.head import Head, TiedHead
-from almanac.nn.linear import Linear
 from almanac.nn.norm import LayerNorm
 from almanac.nn.positions.rope import Rope
 from almanac.nn.stack import Decoder
@@ -39,21 +35,12 @@ TRAINING_ONLY = (
 
 def silent(fields: Fields, names: str = "") -> None:
     """Marks as understood what says nothing of an inference: ``TRAINING_ONLY`` and ``names``."""
-    for name in (*TRAINING_ONLY, *names.split()):
-        fields.any(name)
+    fields.pass_over(*TRAINING_ONLY, *names.split())
 
 
 def refuse(fields: Fields, what: str, remedy: str) -> UnsupportedError:
     """The error for a variant that is known and not read."""
     return UnsupportedError(f"{fields.origin}: {what}", remedy=remedy)
-
-
-def activation_of(fields: Fields, name: str, default: str) -> Activation:
-    """The activation called in field ``name``. Raises UnsupportedError for one that is not known."""
-    word = fields.text(name, default)
-    if word not in ACTIVATIONS:
-        raise refuse(fields, f"activation {quoted(word)}", f"Known are {', '.join(ACTIVATIONS)}.")
-    return ACTIVATIONS[word]
 
 
 def either(fields: Fields, name: str, other: str, default: int, *, high: int = 2**31) -> int:
@@ -95,34 +82,12 @@ def window_of(fields: Fields, default: int | None = None) -> Mask:
     """The mask of ``sliding_window``; absent means the ``default``, null means none."""
     if fields.any("sliding_window", default) is None:
         return Causal()
-    return SlidingWindow(size=fields.integer("sliding_window"))
+    return SlidingWindow(size=fields.integer("sliding_window", default))
 
 
 def written_window(mixer: Attention.Spec) -> Config:
     """The ``sliding_window`` of an attention."""
     return {"sliding_window": mixer.mask.size if isinstance(mixer.mask, SlidingWindow) else None}
-
-
-def decoder(
-    layers: Sequence[Spec],
-    norm: LayerNorm.Spec,
-    *,
-    vocab_size: int,
-    context_length: int,
-    tied: bool,
-    head_bias: bool = False,
-    scale: float = 1.0,
-) -> Decoder.Spec:
-    """The decoder around ``layers`` that ends with ``norm``; ``scale`` is that of the logits."""
-    projection = Linear.Spec(in_features=norm.hidden, out_features=vocab_size, axes=("vocab", "embed"))
-    head = TiedHead.Spec(scale=scale) if tied else Head.Spec(projection=projection, scale=scale)
-    return Decoder.Spec(
-        embed=Embedding.Spec(vocab_size=vocab_size, hidden=norm.hidden),
-        layers=tuple(layers),
-        norm=norm,
-        head=biased(head, vocab_size) if head_bias else head,
-        context_length=context_length,
-    )
 
 
 @dataclass(frozen=True)
@@ -157,9 +122,17 @@ def parts_of(
     return Parts(mixers[0], mixers, channels[0], width, activation, norm.epsilon)
 
 
-def sizes(spec: Decoder.Spec, mixer: Attention.Spec) -> Config:
-    """The fields that most configurations spell alike."""
-    return {
+OLD_NAMES = {
+    "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}  # fmt: skip
+"""How GPT-2 and its kin spell what most configurations spell alike."""
+
+
+def sizes(spec: Decoder.Spec, mixer: Attention.Spec, names: Mapping[str, str] | None = None) -> Config:
+    """The fields that most configurations spell alike; ``names`` of those that this family spells otherwise."""
+    names = names or {}
+    config = {
         "vocab_size": spec.embed.vocab_size,
         "hidden_size": spec.embed.hidden,
         "num_hidden_layers": len(spec.layers),
@@ -167,17 +140,17 @@ def sizes(spec: Decoder.Spec, mixer: Attention.Spec) -> Config:
         "max_position_embeddings": spec.context_length,
         "tie_word_embeddings": isinstance(spec.head, TiedHead.Spec),
     }
+    return {names.get(name, name): value for name, value in config.items()}
 
 
-def old_sizes(spec: Decoder.Spec, mixer: Attention.Spec) -> Config:
-    """The same as GPT-2's kin spell them."""
+def written_parts(spec: Decoder.Spec, parts: Parts) -> Config:
+    """The fields that families with rotary positions and grouped heads spell alike."""
     return {
-        "vocab_size": spec.embed.vocab_size,
-        "n_embd": spec.embed.hidden,
-        "n_layer": len(spec.layers),
-        "n_head": mixer.num_heads,
-        "n_positions": spec.context_length,
-        "tie_word_embeddings": isinstance(spec.head, TiedHead.Spec),
+        **sizes(spec, parts.mixer),
+        **written_rope(parts.mixer),
+        "num_key_value_heads": parts.mixer.num_kv_heads,
+        "intermediate_size": parts.intermediate,
+        "hidden_act": parts.activation,
     }
 
 

@@ -5,22 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 from almanac.core.errors import FileFormatError
-from almanac.models.bert import read_activation, read_encoder, write_encoder
-from almanac.models.encoder_task import (
-    EncoderTasks,
-    Task,
-    masked,
-    read_pooled,
-    read_span,
-    read_tokens,
-    tied_keys,
-    write_masked,
-)
+from almanac.models.activation_config import read_activation
+from almanac.models.bert import read_encoder, write_encoder
+from almanac.models.encoder_task import EncoderTasks, Task, label_tasks, masked, read_pooled, tied_keys, write_masked
 from almanac.models.family import Config, EncoderFamily, Fields, Key
+from almanac.models.shape import if_read_back
 from almanac.nn.activation import Relu
 from almanac.nn.embedding import Embedding
 from almanac.nn.encoder import Encoder
-from almanac.nn.task_heads import MaskedHead, SequenceHead, SpanHead, TokenHead
+from almanac.nn.task_heads import MaskedHead
 
 EPSILON = 1e-12  # of every norm; the configuration has no field for it
 THEIRS = {
@@ -52,8 +45,7 @@ KEYS = (
 
 def read(fields: Fields) -> Encoder.Spec:
     """config.json -> spec."""
-    for field in TRAINING_ONLY:
-        fields.any(field)
+    fields.pass_over(*TRAINING_ONLY)
     given = {ours: fields.any(theirs) for ours, theirs in THEIRS.items()}
     given = {ours: DEFAULTS.get(THEIRS[ours]) if value is None else value for ours, value in given.items()}
     if given["vocab_size"] is None:
@@ -67,10 +59,8 @@ def write(spec: Encoder.Spec) -> Config | None:
         return None
     types = Embedding.Spec(vocab_size=1, hidden=spec.embed.hidden)
     shared = write_encoder(spec.with_(token_types=types))
-    if shared is None:
-        return None
-    config = {theirs: shared[ours] for ours, theirs in THEIRS.items()}
-    return config if read(Fields(config)) == spec else None
+    config = shared and {theirs: shared[ours] for ours, theirs in THEIRS.items()}
+    return if_read_back(config, read, spec)
 
 
 def read_masked(fields: Fields, encoder: Encoder.Spec) -> MaskedHead.Spec:
@@ -91,13 +81,6 @@ TASKS = EncoderTasks(
             tied_keys("vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector"),
             write_masked,
         ),
-        Task(
-            "DistilBertForSequenceClassification",
-            SequenceHead.Spec,
-            partial(read_pooled, activation=Relu()),
-            (Key("head.transform.dense", "pre_classifier"), Key("head.output", "classifier")),
-        ),
-        Task("DistilBertForTokenClassification", TokenHead.Spec, read_tokens, (Key("head.output", "classifier"),)),
-        Task("DistilBertForQuestionAnswering", SpanHead.Spec, read_span, (Key("head.output", "qa_outputs"),)),
+        *label_tasks("DistilBert", "pre_classifier", read=partial(read_pooled, activation=Relu())),
     ),
 )

@@ -6,31 +6,22 @@ from __future__ import annotations
 
 from functools import partial
 
-from almanac.models.bert import DERIVED, KEYS, read_activation, read_encoder, write_encoder
-from almanac.models.encoder_task import (
-    EncoderTasks,
-    Task,
-    masked,
-    read_pooled,
-    read_span,
-    read_tokens,
-    tied_keys,
-    transform,
-    write_masked,
-)
+from almanac.models.activation_config import read_activation
+from almanac.models.bert import DERIVED, KEYS, read_encoder, read_masked, write_encoder
+from almanac.models.encoder_task import EncoderTasks, Task, label_tasks, read_pooled, tied_keys, transform, write_masked
 from almanac.models.family import Config, EncoderFamily, Fields, Key
+from almanac.models.shape import if_read_back
 from almanac.nn.activation import Gelu
 from almanac.nn.encoder import Encoder
 from almanac.nn.linear import Linear
-from almanac.nn.task_heads import MaskedHead, ReplacedHead, SequenceHead, SpanHead, TokenHead
+from almanac.nn.task_heads import MaskedHead, ReplacedHead
 
 SUMMARY = ("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout")  # of multiple choice alone
 
 
 def read(fields: Fields) -> Encoder.Spec:
     """config.json -> spec."""
-    for field in SUMMARY:
-        fields.any(field)
+    fields.pass_over(*SUMMARY)
     width, hidden = fields.integer("embedding_size", 128), fields.integer("hidden_size", 256)
     spec = read_encoder(fields, width=width)
     if width == hidden:
@@ -41,15 +32,7 @@ def read(fields: Fields) -> Encoder.Spec:
 def write(spec: Encoder.Spec) -> Config | None:
     """Spec -> config.json, or None when it is no ELECTRA."""
     config = write_encoder(spec)
-    if config is None:
-        return None
-    config |= {"embedding_size": spec.embed.hidden}
-    return config if read(Fields(config)) == spec else None
-
-
-def read_masked(fields: Fields, encoder: Encoder.Spec) -> MaskedHead.Spec:
-    """The generator's head, which has GELU whatever the encoder has."""
-    return masked(fields, encoder, activation=Gelu(), epsilon=fields.number("layer_norm_eps", 1e-12))
+    return if_read_back(config and config | {"embedding_size": spec.embed.hidden}, read, spec)
 
 
 def read_replaced(fields: Fields, encoder: Encoder.Spec) -> ReplacedHead.Spec:
@@ -85,7 +68,7 @@ TASKS = EncoderTasks(
         Task(
             "ElectraForMaskedLM",
             MaskedHead.Spec,
-            read_masked,
+            partial(read_masked, activation=Gelu()),  # whatever the encoder has
             tied_keys(
                 "generator_predictions.dense",
                 "generator_predictions.LayerNorm",
@@ -94,13 +77,8 @@ TASKS = EncoderTasks(
             ),
             write_masked,
         ),
-        Task(
-            "ElectraForSequenceClassification",
-            SequenceHead.Spec,
-            partial(read_pooled, activation=Gelu()),
-            (Key("head.transform.dense", "classifier.dense"), Key("head.output", "classifier.out_proj")),
+        *label_tasks(
+            "Electra", "classifier.dense", "classifier.out_proj", read=partial(read_pooled, activation=Gelu())
         ),
-        Task("ElectraForTokenClassification", TokenHead.Spec, read_tokens, (Key("head.output", "classifier"),)),
-        Task("ElectraForQuestionAnswering", SpanHead.Spec, read_span, (Key("head.output", "qa_outputs"),)),
     ),
 )

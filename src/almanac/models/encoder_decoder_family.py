@@ -5,23 +5,25 @@ As `almanac.models.family` for decoders: one file per ``model_type``, found by i
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from almanac.core.errors import ArchitectureError, FileFormatError
 from almanac.files.quoting import quoted
-from almanac.files.safetensors import read_sharded, write_safetensors
 from almanac.models.checkpoint import describing
-from almanac.models.encoder_folder import shapes_of
-from almanac.models.family import Config, Fields, Key
-from almanac.models.hub_folder import config_text, read_plain_config
+from almanac.models.family import Config, Fields, Key, declared
+from almanac.models.hub_folder import (
+    family_and_fields,
+    no_tensor_of,
+    read_plain_config,
+    read_weights,
+    shapes_of,
+    write_folder,
+)
 from almanac.models.tensor_layout import to_ours, to_theirs
 from almanac.nn.encoder_decoder import EncoderDecoder
 
@@ -57,11 +59,7 @@ class EncoderDecoderCheckpoint:
 
 def encoder_decoder_families() -> Iterator[EncoderDecoderFamily]:
     """All families of encoder-decoders, by file name."""
-    for name in sorted(info.name for info in pkgutil.iter_modules(importlib.import_module("almanac.models").__path__)):
-        module: ModuleType = importlib.import_module(f"almanac.models.{name}")
-        family = vars(module).get("FAMILY")
-        if isinstance(family, EncoderDecoderFamily):
-            yield family
+    return declared("FAMILY", EncoderDecoderFamily)
 
 
 def encoder_decoder_family_for(model_type: str) -> EncoderDecoderFamily:
@@ -92,27 +90,16 @@ def read_encoder_decoder_folder(folder: Path) -> EncoderDecoderCheckpoint:
         NotFoundError: no config.json or weights. ArchitectureError: no family reads it. FileFormatError: damaged files,
         a tensor that the family does not know, or a copy of the token table that is another.
     """
-    config = read_plain_config(folder)
-    family = encoder_decoder_family_for(str(config.get("model_type")))
-    fields = Fields(config, str(folder / "config.json"))
+    family, fields = family_and_fields(folder, encoder_decoder_family_for)
     with describing(folder / "config.json"):
         spec = family.read(fields)
-    source = read_sharded(folder)
-    layers = len(spec.encoder.layers) + len(spec.decoder.layers)
-    if layers > len(source):  # before any is built: a lie about their number must not cost time
-        raise FileFormatError(
-            f"{folder}: {layers:,} layers are declared and {len(source):,} tensors given",
-            remedy="The configuration and the weights belong to different models; fetch both from one place.",
-        )
+    source = read_weights(folder, len(spec.encoder.layers) + len(spec.decoder.layers))
     with describing(folder / "config.json"):
         shapes, rows = shapes_of(spec), family.keys(spec)
     tensors, left = to_ours(rows, shapes, source)
     copies = [name for name in left if name in family.copies]
     if unknown := sorted(set(left) - set(copies)):
-        raise FileFormatError(
-            f"{folder}: {quoted(unknown[0])} is no tensor of a {family.model_type}",
-            remedy="The weights and config.json belong to different models, or this variant is not known here.",
-        )
+        raise no_tensor_of(folder, unknown[0], family.model_type)
     for name in copies:
         table = tensors.setdefault("embed.weight", source[name])
         if not source[name].equal(table):
@@ -139,10 +126,7 @@ def write_encoder_decoder_folder(
     if found is None:
         raise ArchitectureError("No family has an encoder-decoder of this kind", remedy="Save it in our own layout.")
     _, config, theirs = found
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(config_text(config))
-    write_safetensors(folder / "model.safetensors", {name: item.contiguous() for name, item in theirs.items()})
-    return folder
+    return write_folder(folder, config, theirs)
 
 
 def hub_form(

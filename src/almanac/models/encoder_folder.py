@@ -11,13 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from almanac.core import spec as core_spec
 from almanac.core.errors import FileFormatError
-from almanac.files.quoting import quoted
-from almanac.files.safetensors import read_sharded, write_safetensors
 from almanac.models.checkpoint import describing
 from almanac.models.encoder_task import (
     ENCODER,
@@ -31,8 +28,15 @@ from almanac.models.encoder_task import (
     tasks_of,
     write_task,
 )
-from almanac.models.family import Config, EncoderFamily, Fields, Key, encoder_family_for
-from almanac.models.hub_folder import WEIGHT_NAMES, config_text, read_plain_config
+from almanac.models.family import EncoderFamily, Fields, Key, encoder_family_for
+from almanac.models.hub_folder import (
+    WEIGHT_NAMES,
+    family_and_fields,
+    no_tensor_of,
+    read_weights,
+    shapes_of,
+    write_folder,
+)
 from almanac.models.tensor_layout import to_ours, to_theirs
 from almanac.nn.encoder import Encoder
 from almanac.nn.task_heads import MaskedHead
@@ -78,9 +82,7 @@ def read_encoder_folder(folder: Path) -> EncoderCheckpoint:
         NotFoundError: no config.json or weights. ArchitectureError: no encoder family reads it. FileFormatError:
         damaged files, or a tensor that the family does not know.
     """
-    config = read_plain_config(folder)
-    family = encoder_family_for(str(config.get("model_type")))
-    fields = Fields(config, str(folder / "config.json"))
+    family, fields = family_and_fields(folder, encoder_family_for)
     with describing(folder / "config.json"):
         spec = family.read(fields)
     fields.any("num_labels")  # of a head, which is not read
@@ -99,13 +101,11 @@ def read_task_folder(folder: Path, *, architecture: str | None = None) -> TaskCh
 
     Raises as `read_encoder_folder`, and ArchitectureError for an architecture that is no task of its family.
     """
-    config = read_plain_config(folder)
-    family = encoder_family_for(str(config.get("model_type")))
+    family, fields = family_and_fields(folder, encoder_family_for)
     tasks = tasks_of(family)
-    given = config.get("architectures")
+    given = fields.config.get("architectures")
     first = given[0] if isinstance(given, list) and given else None
     task = tasks.named(architecture or str(first))
-    fields = Fields(config, str(folder / "config.json"))
     with describing(folder / "config.json"):
         encoder = family.read(fields)
         spec = TaskModel.Spec(encoder=encoder, head=task.read(fields, encoder))
@@ -133,7 +133,7 @@ def write_task_folder(
     Raises ArchitectureError where no family can express it.
     """
     tasks, task, config = write_task(spec, labels=labels, preferred=architecture)
-    return _write(folder, config | dict(special or {}), to_theirs(task_rows(tasks, task, spec), tensors))
+    return write_folder(folder, config | dict(special or {}), to_theirs(task_rows(tasks, task, spec), tensors))
 
 
 def write_encoder_folder(
@@ -146,30 +146,12 @@ def write_encoder_folder(
             f"This encoder is no {family.model_type}", remedy="Save it in almanac's own layout, or as another family."
         )
     config = {"architectures": [family.architecture], "model_type": family.model_type, **config}
-    return _write(folder, config, to_theirs(encoder_rows(family, spec), tensors))
-
-
-def shapes_of(spec: core_spec.Spec) -> dict[str, Size]:
-    """The shape of every tensor of a network, by our names; nothing is allocated."""
-    with torch.device("meta"):
-        return {name: parameter.shape for name, parameter in spec.build().named_parameters()}
-
-
-def _write(folder: Path, config: Config, tensors: dict[str, Tensor]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(config_text(config))
-    write_safetensors(folder / "model.safetensors", {name: item.contiguous() for name, item in tensors.items()})
-    return folder
+    return write_folder(folder, config, to_theirs(encoder_rows(family, spec), tensors))
 
 
 def _weights(folder: Path, num_layers: int) -> dict[str, Tensor]:
     """All tensors of the folder; gamma and beta of old files under the names of today."""
-    source = read_sharded(folder)
-    if num_layers > len(source):  # before any is built: a lie about their number must not cost time
-        raise FileFormatError(
-            f"{folder}: {num_layers:,} layers are declared and {len(source):,} tensors given",
-            remedy="The configuration and the weights belong to different models; fetch both from one place.",
-        )
+    source = read_weights(folder, num_layers)
     found: dict[str, Tensor] = {}
     for name in source:
         owner, _, leaf = name.rpartition(".")
@@ -201,10 +183,7 @@ def _judged(
         if f"{owner}.{leaf}" in family.derived:
             continue
         if name not in theirs and not (owner in family.unused and leaf in WEIGHT_NAMES):
-            raise FileFormatError(
-                f"{folder}: {quoted(name)} is no tensor of a {family.model_type} encoder",
-                remedy="The weights and config.json belong to different models, or this variant is not known here.",
-            )
+            raise no_tensor_of(folder, name, f"{family.model_type} encoder")
         unused.append(name)
     return tuple(unused)
 

@@ -6,17 +6,14 @@ adding one edits nothing. The encoder's tensors stand below the family's ``prefi
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 from almanac.core import spec as core_spec
 from almanac.core.errors import ArchitectureError, FileFormatError
 from almanac.files.quoting import quoted
-from almanac.models.family import Config, EncoderFamily, Fields, Key, expand
+from almanac.models.family import Config, EncoderFamily, Fields, Key, declared, expand
 from almanac.nn.activation import Activation, Tanh
 from almanac.nn.encoder import Encoder
 from almanac.nn.linear import Linear
@@ -66,11 +63,7 @@ class EncoderTasks:
 
 def encoder_tasks() -> Iterator[EncoderTasks]:
     """The tasks of all encoder families, by file name."""
-    for name in sorted(info.name for info in pkgutil.iter_modules(importlib.import_module("almanac.models").__path__)):
-        module: ModuleType = importlib.import_module(f"almanac.models.{name}")
-        found = vars(module).get("TASKS")
-        if isinstance(found, EncoderTasks):
-            yield found
+    return declared("TASKS", EncoderTasks)
 
 
 def tasks_of(family: EncoderFamily) -> EncoderTasks:
@@ -220,6 +213,26 @@ def read_span(fields: Fields, encoder: Encoder.Spec) -> SpanHead.Spec:
             remedy="Fetch the model again; the file is damaged.",
         )
     return SpanHead.Spec(output=output(fields, encoder.hidden))
+
+
+def label_tasks(
+    name: str,
+    dense: str,
+    output: str = "classifier",
+    *,
+    read: Callable[[Fields, Encoder.Spec], SequenceHead.Spec] = read_pooled,
+    write: Callable[[SequenceHead.Spec], Config] = lambda head: {},
+) -> tuple[Task, Task, Task]:
+    """The tasks that have labels: classes of a text, of its tokens, and spans. ``name`` begins their architectures' names.
+
+    ``dense`` and ``output`` are theirs of the text's head; ``read`` and ``write`` as of its `Task`.
+    """
+    text = (Key("head.transform.dense", dense), Key("head.output", output))
+    return (
+        Task(f"{name}ForSequenceClassification", SequenceHead.Spec, read, text, write),
+        Task(f"{name}ForTokenClassification", TokenHead.Spec, read_tokens, (Key("head.output", "classifier"),)),
+        Task(f"{name}ForQuestionAnswering", SpanHead.Spec, read_span, (Key("head.output", "qa_outputs"),)),
+    )
 
 
 def tied_keys(transform: str, norm: str, bias: str, own: str) -> tuple[Key, ...]:

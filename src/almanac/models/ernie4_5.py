@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from almanac.models.family import Config, Family, Fields
-from almanac.models.gated_decoder import defaulted, every, written
+from almanac.models.gated_decoder import defaulted, with_pairs, written
 from almanac.models.gguf_fields import GgufFields
 from almanac.models.gguf_names import straight
 from almanac.models.llama import KEYS as LLAMA
 from almanac.models.llama import read_decoder
-from almanac.models.rope_config import read_rope
 from almanac.nn.stack import Decoder
 
 KEYS = straight(LLAMA)
@@ -24,12 +23,7 @@ def read(fields: Fields) -> Decoder.Spec:
     bias = fields.flag("use_bias", False)
     fields = defaulted(fields, DEFAULTS, mlp_bias=bias)
     spec = read_decoder(fields, bias=(bias, bias))
-    return every(
-        lambda _, block, mixer: block.with_(
-            mixer=mixer.with_(position=read_rope(fields, mixer.head_dim, interleaved=True))
-        ),
-        spec,
-    )
+    return with_pairs(fields, spec)
 
 
 def write(spec: Decoder.Spec) -> Config | None:

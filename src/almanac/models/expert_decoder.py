@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from almanac.core.spec import Spec
-from almanac.models.family import Config, Fields, Key
-from almanac.models.llama import MAX_LAYERS, write_decoder
-from almanac.models.shape import activation_name
+from almanac.models.activation_config import activation_name
+from almanac.models.family import MAX_LAYERS, Config, Fields, Key
+from almanac.models.llama import write_decoder
+from almanac.models.rope_config import write_rope
 from almanac.models.tensor_layout import Concat, Stack
 from almanac.nn.activation import Activation
 from almanac.nn.attention.full import Attention
@@ -34,7 +35,7 @@ def with_experts(spec: Decoder.Spec, channel: Spec, sparse: Callable[[int], bool
     return spec.with_(layers=tuple(layers))
 
 
-def activation_of(spec: Decoder.Spec) -> Activation:
+def channel_activation(spec: Decoder.Spec) -> Activation:
     """The activation that all channels of a Llama-shaped decoder were read with."""
     block = spec.layers[0]
     assert isinstance(block, Block.Spec)
@@ -49,8 +50,7 @@ def experts_of(fields: Fields, default: int) -> int:
 
 def training_only(fields: Fields) -> None:
     """Marks as read what says how a model is trained and changes nothing that it computes."""
-    for name in ("router_aux_loss_coef", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size"):
-        fields.any(name)
+    fields.pass_over("router_aux_loss_coef", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size")
 
 
 def qwen_sparse(fields: Fields) -> Callable[[int], bool]:
@@ -73,7 +73,8 @@ def written_experts(
 ) -> tuple[Config, Mixture.Spec, list[Attention.Spec], list[int]] | None:
     """The fields of the Llama it would be with dense channels, its experts, mixers, and the numbers of its dense layers.
 
-    ``default``: the ``intermediate_size`` where no layer is dense. None for a decoder without experts or of another shape.
+    ``default``: the ``intermediate_size`` where no layer is dense. None for a decoder without experts or
+    positions, or of another shape.
     """
     mixture = mixture_of(spec)
     if mixture is None or not isinstance(mixture.experts, GatedExperts.Spec):
@@ -97,6 +98,9 @@ def written_experts(
         return None
     config, mixers = shared
     config.pop("mlp_bias")
+    if (position := mixers[0].position) is None:
+        return None
+    config["rope_parameters"] = write_rope(position, mixers[0].head_dim)
     return config, mixture, mixers, dense
 
 

@@ -6,20 +6,10 @@ from __future__ import annotations
 
 import math
 
-from almanac.models.dense_decoder import (
-    activation_of,
-    decoder,
-    either,
-    head_dim_of,
-    parts_of,
-    refuse,
-    rope_of,
-    silent,
-    sizes,
-    written_rope,
-)
+from almanac.models.activation_config import read_activation
+from almanac.models.decoder_frame import read_around
+from almanac.models.dense_decoder import either, head_dim_of, parts_of, refuse, rope_of, silent, sizes, written_rope
 from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.llama import MAX_LAYERS
 from almanac.models.tensor_layout import PerHead
 from almanac.nn.attention.full import Attention, attention
 from almanac.nn.block import Block
@@ -63,7 +53,7 @@ def read(fields: Fields) -> Decoder.Spec:
         hidden,
         fields.integer("ffn_hidden_size", 4 * hidden),
         bias=bias,
-        activation=activation_of(fields, "activation", "gelu"),
+        activation=read_activation(fields, "activation", "gelu"),
     )
     mixer = _mixer(fields, hidden, heads=heads, new=new, bias=bias)
     parallel, norms = fields.flag("parallel_attn", True), fields.integer("num_ln_in_parallel_attn", 2, high=2)
@@ -74,13 +64,7 @@ def read(fields: Fields) -> Decoder.Spec:
         )
     else:
         block = Block.Spec(mixer_norm=norm, mixer=mixer, channel_norm=norm, channel=channel)
-    return decoder(
-        [block] * fields.integer("num_hidden_layers", 32, high=MAX_LAYERS),
-        norm,
-        vocab_size=fields.integer("vocab_size", 65_024),
-        context_length=fields.integer("max_position_embeddings", 2048),
-        tied=fields.flag("tie_word_embeddings", True),
-    )
+    return read_around(fields, block, norm, layers=32, vocab_size=65_024, context_length=2048, tied=True)
 
 
 def _mixer(fields: Fields, hidden: int, *, heads: int, new: bool, bias: bool) -> Attention.Spec:
@@ -88,8 +72,7 @@ def _mixer(fields: Fields, hidden: int, *, heads: int, new: bool, bias: bool) ->
     shared, told = fields.flag("multi_query", True), fields.integer("num_kv_heads", heads)
     position: RoundedAlibi.Spec | Rope.Spec
     if fields.flag("alibi", False):
-        for name in ("rope_parameters", "rope_scaling", "rope_theta"):
-            fields.any(name)
+        fields.pass_over("rope_parameters", "rope_scaling", "rope_theta")
         position = RoundedAlibi.Spec(num_heads=heads, divisor=math.sqrt(head_dim))
     else:
         position = rope_of(fields, head_dim)

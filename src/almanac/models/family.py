@@ -11,7 +11,6 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from types import ModuleType
 from typing import Any, TypeVar
 
 from almanac.core.errors import ArchitectureError, FileFormatError
@@ -22,6 +21,7 @@ from almanac.nn.encoder import Encoder
 from almanac.nn.stack import Decoder
 
 Config = dict[str, Any]
+MAX_LAYERS = 10_000  # far above any model; a damaged file must not make us build a million layers
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ class EncoderFamily:
     derived: tuple[str, ...] = ()
 
 
-Declared = TypeVar("Declared", Family, EncoderFamily)
+Declared = TypeVar("Declared")
+Named = TypeVar("Named", Family, EncoderFamily)
 
 
 @dataclass
@@ -170,6 +171,10 @@ class Fields:
         if not isinstance(value, dict):
             raise self._wrong(name, value, "an object")
         return value
+
+    def pass_over(self, *names: str) -> None:
+        """Marks as understood fields that change nothing of what a model computes."""
+        self.used.update(names)
 
     def any(self, name: str, default: Any = None) -> Any:
         """``name`` unchecked, or the default; for optional nested fields."""
@@ -241,25 +246,25 @@ def family_for_gguf(architecture: str) -> Family:
 
 def families() -> Iterator[Family]:
     """All families, ``llama`` first (it is the one to write a spec that several could express), then by name."""
-    return _declared(Family)
+    return declared("FAMILY", Family)
 
 
 def encoder_families() -> Iterator[EncoderFamily]:
     """All encoder families, by name."""
-    return _declared(EncoderFamily)
+    return declared("FAMILY", EncoderFamily)
 
 
-def _declared(kind: type[Declared]) -> Iterator[Declared]:
-    names = sorted(info.name for info in pkgutil.iter_modules(importlib.import_module("almanac.models").__path__))
-    for name in ["llama", *(name for name in names if name != "llama")]:
-        module: ModuleType = importlib.import_module(f"almanac.models.{name}")
-        family = vars(module).get("FAMILY")
-        if isinstance(family, kind):
-            yield family
+def declared(name: str, kind: type[Declared]) -> Iterator[Declared]:
+    """What the files of this folder declare as ``name``, where it is of that kind: ``llama``'s first, then by file."""
+    files = sorted(info.name for info in pkgutil.iter_modules(importlib.import_module("almanac.models").__path__))
+    for file in ["llama", *(file for file in files if file != "llama")]:
+        found = vars(importlib.import_module(f"almanac.models.{file}")).get(name)
+        if isinstance(found, kind):
+            yield found
 
 
-def _named(model_type: str, declared: Iterator[Declared]) -> Declared:
-    known = {family.model_type: family for family in declared}
+def _named(model_type: str, families: Iterator[Named]) -> Named:
+    known = {family.model_type: family for family in families}
     if model_type not in known:
         near = get_close_matches(str(model_type), list(known), n=1, cutoff=0.3)
         hint = f"The nearest is {near[0]!r}; known are" if near else "Known are"

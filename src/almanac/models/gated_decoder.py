@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from almanac.core.errors import UnsupportedError
 from almanac.files.quoting import quoted
-from almanac.models.family import Config, Fields
-from almanac.models.llama import MAX_LAYERS
-from almanac.models.rope_config import write_rope
-from almanac.models.shape import activation_name, all_of
+from almanac.models.activation_config import activation_name
+from almanac.models.family import MAX_LAYERS, Config, Fields
+from almanac.models.rope_config import read_rope, write_rope
+from almanac.models.shape import all_of
 from almanac.nn.attention.full import Attention
 from almanac.nn.attention.masks import Causal, Mask, SlidingWindow
 from almanac.nn.block import Block
@@ -62,6 +62,16 @@ def every(change: Callable[[int, Block.Spec, Attention.Spec], Block.Spec], spec:
         assert isinstance(block.mixer, Attention.Spec)
         layers.append(change(number, block, block.mixer))
     return spec.with_(layers=tuple(layers))
+
+
+def with_pairs(fields: Fields, spec: Decoder.Spec) -> Decoder.Spec:
+    """The decoder whose rotary positions turn neighbouring pairs, where Llama turns halves."""
+    return every(
+        lambda _, block, mixer: block.with_(
+            mixer=mixer.with_(position=read_rope(fields, mixer.head_dim, interleaved=True))
+        ),
+        spec,
+    )
 
 
 def refuse_bidirectional(fields: Fields) -> None:
@@ -126,3 +136,9 @@ def written_ropes(mixers: list[Attention.Spec]) -> Config:
             kind = SLIDING if isinstance(mixer.mask, SlidingWindow) else FULL
             found.setdefault(kind, write_rope(mixer.position, mixer.head_dim))
     return {"rope_parameters": found}
+
+
+def full_ropes(config: Config) -> Config:
+    """A configuration for GGUF, whose files name the positions of layers without a window alone."""
+    ropes = config["rope_parameters"]
+    return {**config, "rope_parameters": ropes.get(FULL, ropes.get(SLIDING))}

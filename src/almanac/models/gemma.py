@@ -29,8 +29,7 @@ def read(fields: Fields) -> Decoder.Spec:
     name = fields.text("hidden_act", GELU)
     # the first files said "gelu" and meant its approximation
     fields = defaulted(fields, DEFAULTS, hidden_act=GELU if name == "gelu" else name)
-    bias = fields.flag("attention_bias", False)
-    return as_gemma(read_decoder(fields, bias=(bias, bias)))
+    return as_gemma(read_decoder(fields))
 
 
 def as_gemma(spec: Decoder.Spec) -> Decoder.Spec:

@@ -45,8 +45,7 @@ def read(fields: Fields) -> Decoder.Spec:
     score_cap, logit_cap = cap(fields, "attn_logit_softcapping", 50.0), cap(fields, "final_logit_softcapping", 30.0)
     scalar = fields.number("query_pre_attn_scalar", DEFAULT_SCALAR)
     fields = defaulted(fields, DEFAULTS, hidden_act=fields.text("hidden_activation", GELU))
-    bias = fields.flag("attention_bias", False)
-    spec = as_gemma(read_decoder(fields, bias=(bias, bias), mask=masks.__getitem__))
+    spec = as_gemma(read_decoder(fields, mask=masks.__getitem__))
 
     def change(number: int, block: Block.Spec, mixer: Attention.Spec) -> Block.Spec:
         mixer = mixer.with_(scale=scale_of(scalar**-0.5, mixer.head_dim), softcap=score_cap)
@@ -87,9 +86,13 @@ def written_caps(config: Config, spec: Decoder.Spec, first: Attention.Spec) -> C
 
 def from_gguf(config: Config) -> Config:
     """What llama.cpp takes for granted: the scale of the scores, but in the model of 46 layers, the largest one's."""
-    wide = config["num_hidden_layers"] == LAYERS_27B
-    scalar = config["hidden_size"] // config["num_attention_heads"] if wide else config["head_dim"]
-    return {**config, "query_pre_attn_scalar": scalar}
+    return {**config, "query_pre_attn_scalar": scalar_of(config, LAYERS_27B)}
+
+
+def scalar_of(config: Config, largest: int) -> int:
+    """``query_pre_attn_scalar``, which differs from the width of a head in the model of ``largest`` layers alone."""
+    wide = config["num_hidden_layers"] == largest
+    return config["hidden_size"] // config["num_attention_heads"] if wide else config["head_dim"]
 
 
 LAYERS_27B = 46

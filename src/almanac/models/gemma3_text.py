@@ -12,6 +12,7 @@ from almanac.models.gated_decoder import (
     SLIDING,
     defaulted,
     every,
+    full_ropes,
     kinds_of,
     masks_of,
     refuse_bidirectional,
@@ -22,7 +23,7 @@ from almanac.models.gated_decoder import (
 )  # fmt: skip
 from almanac.models.gemma import GELU, as_gemma
 from almanac.models.gemma2 import KEYS as GEMMA2
-from almanac.models.gemma2 import cap, capped, written_caps
+from almanac.models.gemma2 import cap, capped, scalar_of, written_caps
 from almanac.models.gguf_fields import RMS_EPSILON, Entry, GgufFields
 from almanac.models.llama import read_decoder
 from almanac.models.qwen3 import NORM_KEYS
@@ -53,8 +54,7 @@ def read(fields: Fields) -> Decoder.Spec:
         FULL: read_rope(fields, head_dim, theta=GLOBAL_THETA, kind=FULL),
         SLIDING: read_rope(local, head_dim, kind=SLIDING),
     }
-    bias = fields.flag("attention_bias", False)
-    spec = as_gemma(read_decoder(fields, bias=(bias, bias), mask=masks.__getitem__))
+    spec = as_gemma(read_decoder(fields, mask=masks.__getitem__))
     norm = spec.norm
 
     def change(number: int, block: Block.Spec, mixer: Attention.Spec) -> Block.Spec:
@@ -83,17 +83,9 @@ def write(spec: Decoder.Spec) -> Config | None:
 def from_gguf(config: Config) -> Config:
     """What llama.cpp takes for granted: the scale of the scores, but in the model of 62 layers, the largest one's; the theta
     of layers with a window, whose positions are never scaled."""
-    wide = config["num_hidden_layers"] == LAYERS_27B
-    scalar = config["hidden_size"] // config["num_attention_heads"] if wide else config["head_dim"]
     local: Config = {"rope_type": "default", "rope_theta": LOCAL_THETA}
     ropes = {FULL: config["rope_parameters"], SLIDING: local}
-    return {**config, "query_pre_attn_scalar": scalar, "rope_parameters": ropes}
-
-
-def to_gguf(config: Config) -> Config:
-    """The positions of the layers without a window are the file's."""
-    ropes = config["rope_parameters"]
-    return {**config, "rope_parameters": ropes.get(FULL, ropes.get(SLIDING))}
+    return {**config, "query_pre_attn_scalar": scalar_of(config, LAYERS_27B), "rope_parameters": ropes}
 
 
 LAYERS_27B = 62
@@ -114,7 +106,7 @@ FAMILY = Family(
         factors=False,
         flags={},
         inward=from_gguf,
-        outward=to_gguf,
+        outward=full_ropes,
     ),
     tiny={
         "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window_pattern": 2, "rope_local_base_freq": 37.0,

@@ -7,10 +7,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.gated_decoder import defaulted, every, written
+from almanac.models.gated_decoder import defaulted, with_pairs, written
 from almanac.models.llama import KEYS as LLAMA
 from almanac.models.llama import read_decoder
-from almanac.models.rope_config import read_rope
 from almanac.models.tensor_layout import Concat
 from almanac.nn.stack import Decoder
 
@@ -28,12 +27,7 @@ def read(fields: Fields) -> Decoder.Spec:
     told = "partial_rotary_factor" in {**fields.table("rope_scaling"), **fields.table("rope_parameters")}
     fields = defaulted(fields, DEFAULTS if told else {**DEFAULTS, "partial_rotary_factor": SHARE})
     spec = read_decoder(fields, bias=(fields.flag("attention_bias", True), False))
-    return every(
-        lambda _, block, mixer: block.with_(
-            mixer=mixer.with_(position=read_rope(fields, mixer.head_dim, interleaved=True))
-        ),
-        spec,
-    )
+    return with_pairs(fields, spec)
 
 
 def write(spec: Decoder.Spec) -> Config | None:

@@ -4,18 +4,10 @@ a norm each, or one after the other; partly rotary heads; queries, keys and valu
 
 from __future__ import annotations
 
-from almanac.models.dense_decoder import (
-    activation_of,
-    decoder,
-    head_dim_of,
-    parts_of,
-    rope_of,
-    silent,
-    sizes,
-    written_rope,
-)  # fmt: skip
+from almanac.models.activation_config import read_activation
+from almanac.models.decoder_frame import read_around
+from almanac.models.dense_decoder import head_dim_of, parts_of, rope_of, silent, sizes, written_rope
 from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.llama import MAX_LAYERS
 from almanac.models.tensor_layout import PerHead
 from almanac.nn.attention.full import attention
 from almanac.nn.block import Block
@@ -59,17 +51,11 @@ def read(fields: Fields) -> Decoder.Spec:
         bias=fields.flag("attention_bias", True),
         position=rope_of(fields, head_dim, share=share, theta=theta),
     )
-    activation = activation_of(fields, "hidden_act", "gelu")
+    activation = read_activation(fields, "hidden_act", "gelu")
     channel = dense(hidden, fields.integer("intermediate_size", 24_576), activation=activation)
     kind = ParallelBlock if fields.flag("use_parallel_residual", True) else Block
     block = kind.Spec(mixer_norm=norm, mixer=mixer, channel_norm=norm, channel=channel)
-    return decoder(
-        [block] * fields.integer("num_hidden_layers", 44, high=MAX_LAYERS),
-        norm,
-        vocab_size=fields.integer("vocab_size", 50_432),
-        context_length=fields.integer("max_position_embeddings", 2048),
-        tied=fields.flag("tie_word_embeddings", False),
-    )
+    return read_around(fields, block, norm, layers=44, vocab_size=50_432, context_length=2048)
 
 
 def write(spec: Decoder.Spec) -> Config | None:

@@ -65,8 +65,7 @@ def read(fields: Fields) -> Decoder.Spec:
             limit=fields.number("swiglu_limit", 7.0),
         ),
     )
-    for name in ("initial_context_length", "experts_per_token"):  # of the first files, said again elsewhere
-        fields.any(name)
+    fields.pass_over("initial_context_length", "experts_per_token")  # of the first files, said again elsewhere
     return with_sinks(with_experts(spec, channel))
 
 

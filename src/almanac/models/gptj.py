@@ -4,9 +4,10 @@ under one norm, neighbouring rotary pairs in the first dimensions of each head, 
 
 from __future__ import annotations
 
-from almanac.models.dense_decoder import activation_of, decoder, either, head_dim_of, old_sizes, parts_of, silent
-from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.llama import MAX_LAYERS
+from almanac.models.activation_config import read_activation
+from almanac.models.decoder_frame import decoder
+from almanac.models.dense_decoder import OLD_NAMES, either, head_dim_of, parts_of, silent, sizes
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
 from almanac.nn.attention.full import attention
 from almanac.nn.channel.dense import Dense, dense
 from almanac.nn.norm import LayerNorm
@@ -42,7 +43,7 @@ def read(fields: Fields) -> Decoder.Spec:
     head_dim_of(fields, hidden, heads)
     norm = LayerNorm.Spec(hidden=hidden, epsilon=fields.number("layer_norm_epsilon", 1e-5))
     mixer = attention(hidden, num_heads=heads, position=Rope.Spec(rotary_dim=rotary_dim, interleaved=True))
-    activation = activation_of(fields, "activation_function", "gelu_new")
+    activation = read_activation(fields, "activation_function", "gelu_new")
     channel = dense(hidden, fields.integer("n_inner", 4 * hidden), activation=activation)
     block = ParallelBlock.Spec(mixer_norm=norm, mixer=mixer, channel=channel)
     layers = either(fields, "n_layer", "num_hidden_layers", 28, high=MAX_LAYERS)
@@ -62,7 +63,7 @@ def write(spec: Decoder.Spec) -> Config | None:
     if parts is None or parts.mixer.position is None:
         return None
     return {
-        **old_sizes(spec, parts.mixer),
+        **sizes(spec, parts.mixer, OLD_NAMES),
         "rotary_dim": parts.mixer.position.rotary_dim,
         "n_inner": parts.intermediate,
         "activation_function": parts.activation,

@@ -15,8 +15,7 @@ from almanac.nn.stack import Decoder
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
-    bias = fields.flag("attention_bias", False)
-    spec = read_decoder(fields, bias=(bias, bias))
+    spec = read_decoder(fields)
     residual, scores = fields.number("residual_multiplier", 1.0), fields.number("attention_multiplier", 1.0)
     spec = every(
         lambda _, block, mixer: block.with_(

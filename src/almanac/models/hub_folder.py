@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from almanac.core.errors import AlmanacError, ArchitectureError, FileFormatError, NotFoundError
-from almanac.files.safetensors import read_sharded
+from almanac.core.spec import Spec
+from almanac.files.quoting import quoted
+from almanac.files.safetensors import read_sharded, write_safetensors
 from almanac.files.strict_json import read_json
 from almanac.models.checkpoint import IGNORED_SUFFIXES, ForeignCheckpoint, Packed, describing, drop_tied_head
 from almanac.models.family import Config, Family, Fields, families, family_for
@@ -20,6 +23,7 @@ from almanac.nn.stack import Decoder
 
 WEIGHT_NAMES = ("weight", "bias")
 MAX_CONFIG_BYTES = 16 << 20
+Found = TypeVar("Found")
 
 
 def read_config(folder: Path) -> Config:
@@ -50,6 +54,42 @@ def read_plain_config(folder: Path) -> Config:
     return config
 
 
+def family_and_fields(folder: Path, find: Callable[[str], Found]) -> tuple[Found, Fields]:
+    """The family that ``find`` has for the folder's ``model_type``, and its configuration. Raises as both."""
+    config = read_plain_config(folder)
+    return find(str(config.get("model_type"))), Fields(config, str(folder / "config.json"))
+
+
+def read_weights(folder: Path, num_layers: int) -> Mapping[str, Tensor]:
+    """All tensors of a folder. Raises NotFoundError, or FileFormatError for fewer tensors than layers.
+
+    A lie about the number of layers must not cost time: it is found before any layer is built.
+    """
+    source = read_sharded(folder)
+    if num_layers > len(source):
+        raise FileFormatError(
+            f"{folder}: {num_layers:,} layers are declared and {len(source):,} tensors given",
+            remedy="The configuration and the weights belong to different models; fetch both from one place.",
+        )
+    return source
+
+
+def no_tensor_of(folder: Path, name: str, model: str) -> FileFormatError:
+    """The error for a tensor that a ``model`` has not."""
+    return FileFormatError(
+        f"{folder}: {quoted(name)} is no tensor of a {model}",
+        remedy="The weights and config.json belong to different models, or this variant is not known here.",
+    )
+
+
+def write_folder(folder: Path, config: Config, tensors: Mapping[str, Tensor]) -> Path:
+    """Writes config.json and model.safetensors, making the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(config_text(config))
+    write_safetensors(folder / "model.safetensors", {name: item.contiguous() for name, item in tensors.items()})
+    return folder
+
+
 def read_hub_folder(folder: Path) -> ForeignCheckpoint:
     """Reads a model folder without running anything in it.
 
@@ -57,9 +97,7 @@ def read_hub_folder(folder: Path) -> ForeignCheckpoint:
         NotFoundError: no config.json or weights. ArchitectureError: unknown family. FileFormatError: damaged files,
         or a name that the family does not know.
     """
-    config = read_plain_config(folder)
-    family = family_for(str(config.get("model_type")))
-    fields = Fields(config, str(folder / "config.json"))
+    family, fields = family_and_fields(folder, family_for)
     with describing(folder / "config.json"):
         spec = family.read(fields)
     source = read_sharded(folder)
@@ -68,10 +106,7 @@ def read_hub_folder(folder: Path) -> ForeignCheckpoint:
     found, unknown = to_ours(rows, shapes, source)
     left = [name for name in unknown if not name.endswith((*IGNORED_SUFFIXES, *family.derived))]
     if left:
-        raise FileFormatError(
-            f"{folder}: {left[0]!r} is no tensor of a {family.model_type}",
-            remedy="The weights and config.json belong to different models, or this variant is not known here.",
-        )
+        raise no_tensor_of(folder, left[0], family.model_type)
     tensors: dict[str, Tensor | Packed] = {**found}
     drop_tied_head(spec, tensors)
     return ForeignCheckpoint(family, spec, tensors, fields.not_understood())
@@ -114,8 +149,8 @@ def hub_names(family: Family, spec: Decoder.Spec, tensors: Mapping[str, Tensor])
     return to_theirs(family.rows(spec), tensors)
 
 
-def shapes_of(spec: Decoder.Spec) -> dict[str, torch.Size]:
-    """The shape of every tensor of a model, by our names; nothing is allocated."""
+def shapes_of(spec: Spec) -> dict[str, torch.Size]:
+    """The shape of every tensor of a network, by our names; nothing is allocated."""
     with torch.device("meta"):
         model = spec.build()
     return {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -6,22 +6,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from almanac.core.errors import FileFormatError, UnsupportedError
+from almanac.core.errors import FileFormatError
 from almanac.core.spec import Spec
-from almanac.files.quoting import quoted
-from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.llama import ACTIVATIONS, MAX_LAYERS
+from almanac.models.activation_config import activation_name, read_activation
+from almanac.models.decoder_frame import decoder
+from almanac.models.dense_decoder import head_dim_of
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
 from almanac.models.mamba import biased, mixer_keys, read_rank
-from almanac.models.shape import activation_name, all_of
+from almanac.models.shape import all_of
 from almanac.models.tensor_layout import Concat, Stack
 from almanac.nn.attention.full import Attention, attention
 from almanac.nn.block import Block
 from almanac.nn.channel.gated import Gated, gated
 from almanac.nn.channel.moe.experts import GatedExperts
 from almanac.nn.channel.moe.mixture import Mixture, gated_experts
-from almanac.nn.embedding import Embedding
-from almanac.nn.head import Head, TiedHead
-from almanac.nn.linear import Linear
+from almanac.nn.head import TiedHead
 from almanac.nn.norm import RMSNorm
 from almanac.nn.recurrent.mamba import Mamba, Selective, mamba
 from almanac.nn.stack import Decoder
@@ -73,21 +72,17 @@ def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
     hidden, heads = fields.integer("hidden_size", 4096), fields.integer("num_attention_heads", 32)
     intermediate, experts = fields.integer("intermediate_size", 14_336), fields.integer("num_experts", 16)
-    name = fields.text("hidden_act", "silu")
-    if name not in ACTIVATIONS:
-        raise UnsupportedError(f"Activation {quoted(name)}", remedy=f"Known are {', '.join(ACTIVATIONS)}.")
-    if hidden % heads:
-        raise FileFormatError(f"{fields.origin}: {hidden} in {heads} heads", remedy="Fetch the model again.")
-    for choice in CHOICES:
-        fields.any(choice)
+    activation = read_activation(fields, default="silu")
+    head_dim_of(fields, hidden, heads)
+    fields.pass_over(*CHOICES)
     norm = RMSNorm.Spec(hidden=hidden, epsilon=fields.number("rms_norm_eps", 1e-6))
-    dense = gated(hidden, intermediate, activation=ACTIVATIONS[name])
+    dense = gated(hidden, intermediate, activation=activation)
     several = gated_experts(
         hidden,
         intermediate,
         num_experts=experts,
         num_chosen=min(fields.integer("num_experts_per_tok", 2), experts),  # one expert is no mixture
-        activation=ACTIVATIONS[name],
+        activation=activation,
     )
     looking = attention(hidden, num_heads=heads, num_kv_heads=fields.integer("num_key_value_heads", 8))
     remembering, looks = read_mamba(fields, hidden, norm.epsilon), read_period(fields, ATTENTION, (8, 4))
@@ -101,14 +96,12 @@ def read(fields: Fields) -> Decoder.Spec:
             channel=several if experts > 1 and number % splits[0] == splits[1] else dense,
         )
 
-    vocab_size = fields.integer("vocab_size", 65_536)
-    projection = Linear.Spec(in_features=hidden, out_features=vocab_size, axes=("vocab", "embed"))
-    return Decoder.Spec(
-        embed=Embedding.Spec(vocab_size=vocab_size, hidden=hidden),
-        layers=tuple(block(number) for number in range(fields.integer("num_hidden_layers", 32, high=MAX_LAYERS))),
-        norm=norm,
-        head=TiedHead.Spec() if fields.flag("tie_word_embeddings", False) else Head.Spec(projection=projection),
+    return decoder(
+        [block(number) for number in range(fields.integer("num_hidden_layers", 32, high=MAX_LAYERS))],
+        norm,
+        vocab_size=fields.integer("vocab_size", 65_536),
         context_length=fields.integer("max_position_embeddings", 262_144),
+        tied=fields.flag("tie_word_embeddings", False),
     )
 
 
@@ -126,7 +119,7 @@ def read_mamba(fields: Fields, hidden: int, epsilon: float) -> Mamba.Spec:
         mixer,
         maps=fields.flag("mamba_proj_bias", False),
         conv=fields.flag("mamba_conv_bias", True),
-        activation=ACTIVATIONS[fields.text("hidden_act", "silu")],
+        activation=read_activation(fields, default="silu"),
     )
     of_states = RMSNorm.Spec(hidden=states, epsilon=epsilon)
     return mixer.with_(

@@ -10,27 +10,17 @@ from collections.abc import Callable
 
 from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.core.spec import Spec
-from almanac.files.quoting import quoted
-from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.activation_config import activation_name, read_activation
+from almanac.models.decoder_frame import decoder
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
 from almanac.models.rope_config import read_rope, write_rope
-from almanac.nn.activation import Activation, Gelu, GeluTanh, Mish, QuickGelu, Relu, ReluSquared, Silu, Tanh
 from almanac.nn.attention.full import Attention, attention
 from almanac.nn.attention.masks import Causal, Mask
 from almanac.nn.block import Block
 from almanac.nn.channel.gated import Gated, gated
-from almanac.nn.embedding import Embedding
-from almanac.nn.head import Head, TiedHead
-from almanac.nn.linear import Linear
+from almanac.nn.head import TiedHead
 from almanac.nn.norm import RMSNorm
 from almanac.nn.stack import Decoder
-
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": Silu(), "swish": Silu(), "gelu": Gelu(), "gelu_python": Gelu(), "gelu_new": GeluTanh(),
-    "gelu_pytorch_tanh": GeluTanh(), "gelu_fast": GeluTanh(), "gelu_accurate": GeluTanh(), "gelu_python_tanh": GeluTanh(),
-    "quick_gelu": QuickGelu(), "relu": Relu(), "relu2": ReluSquared(), "mish": Mish(), "tanh": Tanh(),
-}  # fmt: skip
-
-MAX_LAYERS = 10_000  # far above any model; a damaged file must not make us build a million layers
 
 _LAYER, _GGUF = "model.layers.{i}.", "blk.{i}."
 KEYS = (
@@ -52,15 +42,17 @@ KEYS = (
 def read_decoder(
     fields: Fields,
     *,
-    bias: tuple[bool, bool],
+    bias: tuple[bool, bool] | None = None,
     mask: Callable[[int], Mask] = lambda layer: Causal(),
     rotary: Callable[[int], bool] = lambda layer: True,
     context_length: int = 2048,
 ) -> Decoder.Spec:
-    """The Llama-shaped decoder of a configuration; ``bias`` is (q k v, o); ``mask`` and ``rotary`` are by layer.
+    """The Llama-shaped decoder of a configuration; ``mask`` and ``rotary`` are by layer.
 
+    ``bias`` is (q k v, o), or None for what ``attention_bias`` says of all four.
     ``context_length`` is what the family's own configuration class assumes where a file is silent.
     """
+    biases = fields.flag("attention_bias", False) if bias is None else bias
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     if fields.any("head_dim") is None and hidden % heads:
         raise FileFormatError(
@@ -68,15 +60,12 @@ def read_decoder(
         )
     head_dim = fields.integer("head_dim", hidden // heads)
     position = read_rope(fields, head_dim)
-    name = fields.text("hidden_act", "silu")
-    if name not in ACTIVATIONS:
-        raise UnsupportedError(f"Activation {quoted(name)}", remedy=f"Known are {', '.join(ACTIVATIONS)}.")
     norm = RMSNorm.Spec(hidden=hidden, epsilon=fields.number("rms_norm_eps", 1e-6))
     channel = gated(
         hidden,
         fields.integer("intermediate_size"),
         bias=fields.flag("mlp_bias", False),
-        activation=ACTIVATIONS[name],
+        activation=read_activation(fields, default="silu"),
     )
 
     def block(layer: int) -> Block.Spec:
@@ -85,20 +74,18 @@ def read_decoder(
             num_heads=heads,
             num_kv_heads=fields.integer("num_key_value_heads", heads),
             head_dim=head_dim,
-            bias=bias,
+            bias=biases,
             position=position if rotary(layer) else None,
             mask=mask(layer),
         )
         return Block.Spec(mixer_norm=norm, mixer=mixer, channel_norm=norm, channel=channel)
 
-    vocab_size = fields.integer("vocab_size")
-    projection = Linear.Spec(in_features=hidden, out_features=vocab_size, axes=("vocab", "embed"))
-    return Decoder.Spec(
-        embed=Embedding.Spec(vocab_size=vocab_size, hidden=hidden),
-        layers=tuple(block(layer) for layer in range(fields.integer("num_hidden_layers", high=MAX_LAYERS))),
-        norm=norm,
-        head=TiedHead.Spec() if fields.flag("tie_word_embeddings", False) else Head.Spec(projection=projection),
+    return decoder(
+        [block(layer) for layer in range(fields.integer("num_hidden_layers", high=MAX_LAYERS))],
+        norm,
+        vocab_size=fields.integer("vocab_size"),
         context_length=fields.integer("max_position_embeddings", context_length),
+        tied=fields.flag("tie_word_embeddings", False),
     )
 
 
@@ -116,10 +103,11 @@ def write_decoder(spec: Decoder.Spec) -> tuple[Config, list[Attention.Spec]] | N
         norms += [layer.mixer_norm, layer.channel_norm]
     first, channel = mixers[0], channels[0]
     alike = [mixer.with_(position=first.position, mask=first.mask) == first for mixer in mixers]
-    names = {activation: name for name, activation in reversed(ACTIVATIONS.items())}
-    if not (all(alike) and _all_equal(channels) and isinstance(channel, Gated.Spec) and channel.activation in names):
+    if not (all(alike) and _all_equal(channels) and isinstance(channel, Gated.Spec)):
         return None
     if not (_all_equal(norms) and isinstance(spec.norm, RMSNorm.Spec)):
+        return None
+    if (activation := activation_name(channel.activation)) is None:
         return None
     config: Config = {
         "hidden_size": spec.embed.hidden,
@@ -128,7 +116,7 @@ def write_decoder(spec: Decoder.Spec) -> tuple[Config, list[Attention.Spec]] | N
         "num_attention_heads": first.num_heads,
         "num_key_value_heads": first.num_kv_heads,
         "head_dim": first.head_dim,
-        "hidden_act": names[channel.activation],
+        "hidden_act": activation,
         "rms_norm_eps": spec.norm.epsilon,
         "vocab_size": spec.embed.vocab_size,
         "max_position_embeddings": spec.context_length,
@@ -148,8 +136,7 @@ def read(fields: Fields) -> Decoder.Spec:
         raise UnsupportedError(
             "rope_interleaved in a Llama configuration", remedy="Convert the checkpoint to half-split."
         )
-    bias = fields.flag("attention_bias", False)
-    return read_decoder(fields, bias=(bias, bias))
+    return read_decoder(fields)
 
 
 def write(spec: Decoder.Spec) -> Config | None:

@@ -6,11 +6,11 @@ queries that grow sharper along the text.
 from __future__ import annotations
 
 from almanac.core.spec import Spec
-from almanac.models.expert_decoder import activation_of, count_of, mixture_of, training_only, with_experts
-from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.expert_decoder import channel_activation, count_of, mixture_of, training_only, with_experts
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
 from almanac.models.gated_decoder import FULL, defaulted, every, kinds_of, written
 from almanac.models.llama import KEYS as LLAMA
-from almanac.models.llama import MAX_LAYERS, read_decoder
+from almanac.models.llama import read_decoder
 from almanac.models.rope_config import read_rope, write_rope
 from almanac.models.tensor_layout import Concat, Transposed
 from almanac.nn.attention.full import Attention
@@ -42,16 +42,16 @@ def read(fields: Fields) -> Decoder.Spec:
     turned = fields.per_layer("no_rope_layers", layers) or [int((layer + 1) % interval != 0) for layer in range(layers)]
     kinds = kinds_of(fields, lambda layer: CHUNKED if turned[layer] else FULL, known=(FULL, CHUNKED))
     step = fields.integer("interleave_moe_layer_step", 1)
-    listed = fields.any("moe_layers")
-    sparse = set(range(step - 1, layers, step) if listed is None else listed)
+    listed = fields.places("moe_layers", layers)  # an empty list means none, an absent one every so many
+    sparse = set(range(step - 1, layers, step) if fields.any("moe_layers") is None else listed)
     chunk = fields.any("attention_chunk_size", CHUNK)  # absent means the default, null means none
     chunked = Causal() if chunk is None else ChunkedAttention(size=fields.integer("attention_chunk_size", CHUNK))
-    normed, bias = fields.flag("use_qk_norm", True), fields.flag("attention_bias", False)
+    normed = fields.flag("use_qk_norm", True)
     sharp = Temperature.Spec(step=fields.number("floor_scale", STEP), strength=fields.number("attn_scale", STRENGTH))
     unturned = sharp if fields.flag("attn_temperature_tuning", True) else None
     inner = fields.integer("intermediate_size", 8192)
     spoken = defaulted(fields, DEFAULTS, intermediate_size=fields.integer("intermediate_size_mlp", 16_384))
-    spec = read_decoder(spoken, bias=(bias, bias))
+    spec = read_decoder(spoken)
     assert isinstance(spec.norm, RMSNorm.Spec)
     unit = UnitNorm.Spec(epsilon=spec.norm.epsilon) if normed else None
 
@@ -66,7 +66,12 @@ def read(fields: Fields) -> Decoder.Spec:
 
     experts, chosen = fields.integer("num_local_experts", 16), fields.integer("num_experts_per_tok", 1)
     channel = gated_experts(
-        spec.embed.hidden, inner, num_experts=experts, num_chosen=chosen, shared=inner, activation=activation_of(spec)
+        spec.embed.hidden,
+        inner,
+        num_experts=experts,
+        num_chosen=chosen,
+        shared=inner,
+        activation=channel_activation(spec),
     ).replace("router", rule=SigmoidInput())
     return with_experts(every(change, spec), channel, sparse.__contains__)
 

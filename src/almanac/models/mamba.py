@@ -9,17 +9,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from almanac.core.errors import UnsupportedError
 from almanac.core.spec import Spec
-from almanac.files.quoting import quoted
-from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.llama import ACTIVATIONS, MAX_LAYERS
-from almanac.models.shape import activation_name, all_of
+from almanac.models.activation_config import activation_name, read_activation
+from almanac.models.decoder_frame import decoder
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
+from almanac.models.shape import Kind, all_of
 from almanac.models.tensor_layout import Concat, Reshaped
 from almanac.nn.activation import Activation
-from almanac.nn.embedding import Embedding
-from almanac.nn.head import Head, TiedHead
-from almanac.nn.linear import Linear
+from almanac.nn.head import TiedHead
 from almanac.nn.mixer_block import MixerBlock
 from almanac.nn.norm import RMSNorm
 from almanac.nn.recurrent.mamba import Mamba, Selective, mamba
@@ -65,14 +62,6 @@ def keys(spec: Decoder.Spec) -> tuple[Key, ...]:
     return tuple(rows)
 
 
-def read_activation(fields: Fields) -> Activation:
-    """``hidden_act``. Raises UnsupportedError for one that is not known."""
-    name = fields.text("hidden_act", "silu")
-    if name not in ACTIVATIONS:
-        raise UnsupportedError(f"Activation {quoted(name)}", remedy=f"Known are {', '.join(ACTIVATIONS)}.")
-    return ACTIVATIONS[name]
-
-
 def read_rank(fields: Fields, name: str, hidden: int) -> int:
     """The rank of the step, which may be said to be a sixteenth of the width."""
     return math.ceil(hidden / 16) if fields.any(name, "auto") in ("auto", None) else fields.integer(name)
@@ -80,32 +69,32 @@ def read_rank(fields: Fields, name: str, hidden: int) -> int:
 
 def read_stack(fields: Fields, block: Callable[[int, RMSNorm.Spec], Spec], *, tied: bool) -> Decoder.Spec:
     """The decoder around layers: table, final norm and head; ``tied``: what silence means."""
-    hidden, vocab_size = fields.integer("hidden_size", 768), fields.integer("vocab_size", 50_280)
-    norm = RMSNorm.Spec(hidden=hidden, epsilon=fields.number("layer_norm_epsilon", 1e-5))
-    projection = Linear.Spec(in_features=hidden, out_features=vocab_size, axes=("vocab", "embed"))
-    for name in BEGINNING:
-        fields.any(name)
-    return Decoder.Spec(
-        embed=Embedding.Spec(vocab_size=vocab_size, hidden=hidden),
-        layers=tuple(block(number, norm) for number in range(fields.integer("num_hidden_layers", 32, high=MAX_LAYERS))),
-        norm=norm,
-        head=TiedHead.Spec() if fields.flag("tie_word_embeddings", tied) else Head.Spec(projection=projection),
+    norm = RMSNorm.Spec(hidden=fields.integer("hidden_size", 768), epsilon=fields.number("layer_norm_epsilon", 1e-5))
+    fields.pass_over(*BEGINNING)
+    return decoder(
+        [block(number, norm) for number in range(fields.integer("num_hidden_layers", 32, high=MAX_LAYERS))],
+        norm,
+        vocab_size=fields.integer("vocab_size", 50_280),
         context_length=fields.integer("max_position_embeddings", LENGTH),
+        tied=fields.flag("tie_word_embeddings", tied),
     )
 
 
-def write_stack(spec: Decoder.Spec) -> Config | None:
-    """What `read_stack` read, or None if the final norm is another."""
-    if not isinstance(spec.norm, RMSNorm.Spec):
+def write_stack(spec: Decoder.Spec, kind: type[Kind]) -> tuple[Config, Kind] | None:
+    """What `read_stack` read, and the first mixer; None where they are not all of ``kind``, or the final norm is another."""
+    blocks = all_of(spec.layers, MixerBlock.Spec) or []
+    mixers = all_of([block.mixer for block in blocks], kind)
+    if not mixers or not isinstance(spec.norm, RMSNorm.Spec):
         return None
     length = {} if spec.context_length == LENGTH else {"max_position_embeddings": spec.context_length}
-    return length | {
+    config = length | {
         "vocab_size": spec.embed.vocab_size,
         "hidden_size": spec.embed.hidden,
         "num_hidden_layers": len(spec.layers),
         "layer_norm_epsilon": spec.norm.epsilon,
         "tie_word_embeddings": isinstance(spec.head, TiedHead.Spec),
     }
+    return config, mixers[0]
 
 
 def biased(mixer: Mamba.Spec, *, maps: bool, conv: bool, activation: Activation) -> Mamba.Spec:
@@ -136,7 +125,7 @@ def read_with(fields: Fields, change: Callable[[Mamba.Spec], Mamba.Spec]) -> Dec
             mixer,
             maps=fields.flag("use_bias", False),
             conv=fields.flag("use_conv_bias", True),
-            activation=read_activation(fields),
+            activation=read_activation(fields, default="silu"),
         )
     )
     return read_stack(fields, lambda number, norm: MixerBlock.Spec(mixer_norm=norm, mixer=mixer), tied=True)
@@ -149,12 +138,10 @@ def read(fields: Fields) -> Decoder.Spec:
 
 def write(spec: Decoder.Spec) -> Config | None:
     """Spec -> config.json, or None when it is no Mamba."""
-    blocks = all_of(spec.layers, MixerBlock.Spec)
-    mixers = all_of([block.mixer for block in blocks], Mamba.Spec) if blocks else None
-    shared = write_stack(spec)
-    if not mixers or shared is None:
+    if (found := write_stack(spec, Mamba.Spec)) is None:
         return None
-    mixer, activation = mixers[0], activation_name(mixers[0].activation)
+    shared, mixer = found
+    activation = activation_name(mixer.activation)
     if not isinstance(mixer.selection, Selective.Spec) or mixer.gate is None or activation is None:
         return None
     return shared | {

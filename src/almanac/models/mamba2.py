@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from almanac.core.errors import FileFormatError
+from almanac.models.activation_config import activation_name, read_activation
 from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.mamba import read_activation, read_stack, write_stack
-from almanac.models.shape import activation_name, all_of
+from almanac.models.mamba import read_stack, write_stack
 from almanac.models.tensor_layout import Concat
 from almanac.nn.mixer_block import MixerBlock
 from almanac.nn.recurrent.mamba2 import GroupedRMSNorm, Mamba2, mamba2
@@ -61,8 +61,7 @@ def read(fields: Fields) -> Decoder.Spec:
         raise FileFormatError(
             f"{fields.origin}: {heads} heads of {head_dim} are not expand times {hidden}", remedy="Fetch it again."
         )
-    for name in ("chunk_size", "time_step_rank"):  # of the algorithm; of Mamba
-        fields.any(name)
+    fields.pass_over("chunk_size", "time_step_rank")  # of the algorithm; of Mamba
     mixer = mamba2(
         hidden,
         num_heads=heads,
@@ -75,7 +74,7 @@ def read(fields: Fields) -> Decoder.Spec:
         norm=GroupedRMSNorm.Spec(
             hidden=heads * head_dim, groups=groups, epsilon=fields.number("layer_norm_epsilon", 1e-5)
         ),
-        activation=read_activation(fields),
+        activation=read_activation(fields, default="silu"),
         step_limit=read_limit(fields),
     )
     return read_stack(fields, lambda number, norm: MixerBlock.Spec(mixer_norm=norm, mixer=mixer), tied=False)
@@ -83,12 +82,10 @@ def read(fields: Fields) -> Decoder.Spec:
 
 def write(spec: Decoder.Spec) -> Config | None:
     """Spec -> config.json, or None when it is no Mamba-2."""
-    blocks = all_of(spec.layers, MixerBlock.Spec)
-    mixers = all_of([block.mixer for block in blocks], Mamba2.Spec) if blocks else None
-    shared = write_stack(spec)
-    if not mixers or shared is None:
+    if (found := write_stack(spec, Mamba2.Spec)) is None:
         return None
-    mixer, activation = mixers[0], activation_name(mixers[0].activation)
+    shared, mixer = found
+    activation = activation_name(mixer.activation)
     if activation is None:
         return None
     limit = {} if mixer.step_limit == NO_LIMIT else {"time_step_limit": list(mixer.step_limit)}

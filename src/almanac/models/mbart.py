@@ -9,6 +9,7 @@ from __future__ import annotations
 from almanac.models.bart import COPIES, keys, read_stacks, settled, write_stacks
 from almanac.models.encoder_decoder_family import EncoderDecoderFamily
 from almanac.models.family import Config, Fields
+from almanac.models.shape import if_read_back
 from almanac.nn.encoder_decoder import EncoderDecoder
 
 
@@ -19,8 +20,7 @@ def read(fields: Fields) -> EncoderDecoder.Spec:
 
 def write(spec: EncoderDecoder.Spec) -> Config | None:
     """Spec -> config.json, or None when it is no mBART."""
-    config = write_stacks(spec)
-    return config if config is not None and read(Fields(config)) == spec else None
+    return if_read_back(write_stacks(spec), read, spec)
 
 
 FAMILY = EncoderDecoderFamily(

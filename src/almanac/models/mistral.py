@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from almanac.models.dense_decoder import window_of, written_window
 from almanac.models.family import Config, Family, Fields
 from almanac.models.llama import KEYS, read_decoder, write_decoder
 from almanac.models.rope_config import write_rope
-from almanac.nn.attention.masks import Causal, SlidingWindow
 from almanac.nn.stack import Decoder
 
 DEFAULT_WINDOW = 4096  # tokens; what the hub's configuration class assumes where a file is silent
@@ -13,8 +13,7 @@ DEFAULT_WINDOW = 4096  # tokens; what the hub's configuration class assumes wher
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
-    window = fields.any("sliding_window", DEFAULT_WINDOW)  # absent means the default, null means none
-    mask = SlidingWindow(size=fields.integer("sliding_window", DEFAULT_WINDOW)) if window is not None else Causal()
+    mask = window_of(fields, DEFAULT_WINDOW)
     return read_decoder(fields, bias=(False, False), mask=lambda layer: mask, context_length=131_072)
 
 
@@ -28,8 +27,7 @@ def write(spec: Decoder.Spec) -> Config | None:
         return None
     if config.pop("mlp_bias"):
         return None
-    window = first.mask.size if isinstance(first.mask, SlidingWindow) else None
-    return config | {"sliding_window": window, "rope_parameters": write_rope(first.position, first.head_dim)}
+    return config | written_window(first) | {"rope_parameters": write_rope(first.position, first.head_dim)}
 
 
 FAMILY = Family("mistral", "MistralForCausalLM", read, write, KEYS)

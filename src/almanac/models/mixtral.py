@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from almanac.models.dense_decoder import window_of, written_window
 from almanac.models.expert_decoder import (
     MLP,
-    activation_of,
+    channel_activation,
     count_of,
     expert_keys,
     experts_of,
@@ -18,8 +19,6 @@ from almanac.models.gguf_fields import RMS_EPSILON, Entry, GgufFields
 from almanac.models.gguf_names import EXPERTS
 from almanac.models.llama import KEYS as LLAMA
 from almanac.models.llama import read_decoder
-from almanac.models.rope_config import write_rope
-from almanac.nn.attention.masks import Causal, SlidingWindow
 from almanac.nn.channel.moe.experts import GatedExperts
 from almanac.nn.channel.moe.mixture import gated_experts
 from almanac.nn.channel.moe.routing import SoftmaxTop
@@ -37,14 +36,14 @@ def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
     training_only(fields)
     fields = defaulted(fields, DEFAULTS)
-    mask = Causal() if fields.any("sliding_window") is None else SlidingWindow(size=fields.integer("sliding_window"))
+    mask = window_of(fields)
     spec = read_decoder(fields, bias=(False, False), mask=lambda layer: mask)
     channel = gated_experts(
         spec.embed.hidden,
         fields.integer("intermediate_size"),
         num_experts=experts_of(fields, 8),
         num_chosen=fields.integer("num_experts_per_tok", 2),
-        activation=activation_of(spec),
+        activation=channel_activation(spec),
     )
     return with_experts(
         spec, channel.replace("router", rule=RULE, jitter=float(fields.any("router_jitter_noise") or 0))
@@ -56,17 +55,17 @@ def write(spec: Decoder.Spec) -> Config | None:
     if (shared := written_experts(spec, 1)) is None:
         return None
     config, mixture, mixers, _ = shared
-    first = mixers[0]
-    if first.position is None or not isinstance(mixture.experts, GatedExperts.Spec):
-        return None
-    return config | {
-        "intermediate_size": mixture.experts.gate.out_features,
-        "num_local_experts": mixture.router.num_experts,
-        "num_experts_per_tok": mixture.router.num_chosen,
-        "router_jitter_noise": mixture.router.jitter,
-        "sliding_window": first.mask.size if isinstance(first.mask, SlidingWindow) else None,
-        "rope_parameters": write_rope(first.position, first.head_dim),
-    }
+    assert isinstance(mixture.experts, GatedExperts.Spec)
+    return (
+        config
+        | written_window(mixers[0])
+        | {
+            "intermediate_size": mixture.experts.gate.out_features,
+            "num_local_experts": mixture.router.num_experts,
+            "num_experts_per_tok": mixture.router.num_chosen,
+            "router_jitter_noise": mixture.router.jitter,
+        }
+    )
 
 
 def keys(spec: Decoder.Spec) -> tuple[Key, ...]:

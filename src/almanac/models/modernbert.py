@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.files.quoting import quoted
-from almanac.models.bert import activation_name, read_activation, read_sizes
+from almanac.models.activation_config import activation_name, read_activation
+from almanac.models.bert import read_sizes
 from almanac.models.encoder_task import EncoderTasks, Task, labels
 from almanac.models.encoder_task import read_span as read_ends
-from almanac.models.family import Config, EncoderFamily, Fields, Key
-from almanac.models.llama import MAX_LAYERS
+from almanac.models.family import MAX_LAYERS, Config, EncoderFamily, Fields, Key
 from almanac.models.rope_config import read_rope, write_rope
+from almanac.models.shape import if_read_back
 from almanac.models.tensor_layout import Concat
 from almanac.nn.attention.bidirectional import BidirectionalAttention, bidirectional
 from almanac.nn.block import Block
@@ -62,8 +63,7 @@ KEYS = (
 def read(fields: Fields) -> Encoder.Spec:
     """config.json -> spec."""
     hidden, heads = read_sizes(fields)
-    for field in (*TRAINING_ONLY, *HEADS_ONLY):
-        fields.any(field)
+    fields.pass_over(*TRAINING_ONLY, *HEADS_ONLY)
     norm = LayerNorm.Spec(hidden=hidden, epsilon=fields.number("norm_eps", 1e-5), bias=fields.flag("norm_bias", False))
     layers = fields.integer("num_hidden_layers", 22, high=MAX_LAYERS)
     window = fields.integer("local_attention", 128, low=2) // 2
@@ -150,7 +150,7 @@ def write(spec: Encoder.Spec) -> Config | None:
         "rope_parameters": {kind: write_rope(rope, head_dim) for kind, rope in ropes.items() if rope is not None},
     }
     config |= dict.fromkeys(SPECIAL)
-    return config if read(Fields(config)) == spec else None
+    return if_read_back(config, read, spec)
 
 
 # --- heads

@@ -8,10 +8,10 @@ as transformers does, which knows channels of four times the width only, as all 
 
 from __future__ import annotations
 
-from almanac.models.dense_decoder import decoder, either, head_dim_of, parts_of, refuse, silent, sizes
-from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.decoder_frame import decoder
+from almanac.models.dense_decoder import either, head_dim_of, parts_of, refuse, silent, sizes
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
 from almanac.models.gated_decoder import scale_of
-from almanac.models.llama import MAX_LAYERS
 from almanac.models.tensor_layout import Concat
 from almanac.nn.activation import Gelu
 from almanac.nn.attention.full import Attention, attention
@@ -35,6 +35,10 @@ KEYS = (
     Key("layers.{i}.channel.up", _LAYER + "ffn.up_proj"),
     Key("layers.{i}.channel.down", _LAYER + "ffn.down_proj"),
 )
+THEIRS = {
+    "hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+    "max_position_embeddings": "max_seq_len",
+}  # fmt: skip
 WIDER = 4  # how many times wider than the model its channels are
 
 
@@ -83,7 +87,7 @@ def write(spec: Decoder.Spec) -> Config | None:
     parts = parts_of(spec, Block.Spec, Dense.Spec)
     if parts is None or not isinstance(parts.mixer.score_bias, Alibi.Spec):
         return None
-    config, bias = sizes(spec, parts.mixer), parts.mixer.score_bias
+    bias = parts.mixer.score_bias
     own = {
         "attn_type": "multihead_attention",
         "alibi": True,
@@ -93,12 +97,7 @@ def write(spec: Decoder.Spec) -> Config | None:
         "qk_ln": parts.mixer.q_norm is not None,
     }
     return {
-        "vocab_size": config["vocab_size"],
-        "d_model": config["hidden_size"],
-        "n_layers": config["num_hidden_layers"],
-        "n_heads": config["num_attention_heads"],
-        "max_seq_len": config["max_position_embeddings"],
-        "tie_word_embeddings": config["tie_word_embeddings"],
+        **sizes(spec, parts.mixer, THEIRS),
         "layer_norm_epsilon": parts.epsilon,
         "expansion_ratio": WIDER,
         "no_bias": True,

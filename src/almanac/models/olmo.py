@@ -16,8 +16,7 @@ EPSILON = 1e-5  # no field of the configuration
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
-    bias = fields.flag("attention_bias", False)
-    spec = read_decoder(fields, bias=(bias, bias))
+    spec = read_decoder(fields)
     norm = LayerNorm.Spec(hidden=spec.embed.hidden, epsilon=EPSILON, bias=False, gain=False)
     clip = fields.number("clip_qkv") if fields.any("clip_qkv") is not None else None
     spec = every(

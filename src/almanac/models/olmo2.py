@@ -31,8 +31,7 @@ DEFAULTS: Config = {"rms_norm_eps": 1e-5}  # what silence means to the hub's con
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
     fields = defaulted(fields, DEFAULTS)
-    bias = fields.flag("attention_bias", False)
-    return with_late_norms(read_decoder(fields, bias=(bias, bias)))
+    return with_late_norms(read_decoder(fields))
 
 
 def with_late_norms(spec: Decoder.Spec) -> Decoder.Spec:

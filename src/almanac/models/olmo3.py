@@ -8,6 +8,7 @@ from almanac.models.gated_decoder import (
     SLIDING,
     defaulted,
     every,
+    full_ropes,
     kinds_of,
     masks_of,
     written,
@@ -28,8 +29,7 @@ def read(fields: Fields) -> Decoder.Spec:
     kinds = kinds_of(fields, lambda layer: SLIDING if (layer + 1) % 4 else FULL)
     masks = masks_of(fields, kinds, DEFAULT_WINDOW)
     fields = defaulted(fields, DEFAULTS)
-    bias = fields.flag("attention_bias", False)
-    spec = with_late_norms(read_decoder(fields, bias=(bias, bias), mask=masks.__getitem__))
+    spec = with_late_norms(read_decoder(fields, mask=masks.__getitem__))
     unscaled = defaulted(fields, {}, rope_scaling={})  # a scaling beside the table is meant for the full layers
 
     def position(kind: str, head_dim: int) -> object:
@@ -56,12 +56,6 @@ def from_gguf(config: Config) -> Config:
     return {**config, "rope_parameters": {FULL: rope, SLIDING: plain}}
 
 
-def to_gguf(config: Config) -> Config:
-    """The positions of the layers without a window are the file's."""
-    ropes = config["rope_parameters"]
-    return {**config, "rope_parameters": ropes.get(FULL, ropes.get(SLIDING))}
-
-
 GGUF = GgufFields(
     entries=(RMS_EPSILON, Entry("attention.sliding_window", "sliding_window", "integer")),
     needs=("attention.sliding_window",),
@@ -69,7 +63,7 @@ GGUF = GgufFields(
     factors=False,
     flags={},
     inward=from_gguf,
-    outward=to_gguf,
+    outward=full_ropes,
 )
 YARN: Config = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 FAMILY = Family(

@@ -4,18 +4,10 @@ norms before the sublayers or, in the 350M model, after them, where the embeddin
 
 from __future__ import annotations
 
-from almanac.models.dense_decoder import (
-    activation_of,
-    also_without,
-    decoder,
-    head_dim_of,
-    parts_of,
-    refuse,
-    silent,
-    sizes,
-)
+from almanac.models.activation_config import read_activation
+from almanac.models.decoder_frame import read_around
+from almanac.models.dense_decoder import also_without, head_dim_of, parts_of, refuse, silent, sizes
 from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.llama import MAX_LAYERS
 from almanac.nn.attention.full import attention
 from almanac.nn.block import Block
 from almanac.nn.channel.dense import Dense, dense
@@ -57,21 +49,14 @@ def read(fields: Fields) -> Decoder.Spec:
     bias, affine = fields.flag("enable_bias", True), fields.flag("layer_norm_elementwise_affine", True)
     norm = LayerNorm.Spec(hidden=hidden, gain=affine, bias=affine)
     mixer = attention(hidden, num_heads=heads, bias=bias)
-    activation = activation_of(fields, "activation_function", "relu")
+    activation = read_activation(fields, "activation_function", "relu")
     channel = dense(hidden, fields.integer("ffn_dim", 3072), bias=bias, activation=activation)
     before = fields.flag("do_layer_norm_before", True)
     kind = Block if before else PostNormBlock
     block = kind.Spec(mixer_norm=norm, mixer=mixer, channel_norm=norm, channel=channel)
-    length = fields.integer("max_position_embeddings", 2048)
-    spec = decoder(
-        [block] * fields.integer("num_hidden_layers", 12, high=MAX_LAYERS),
-        norm,
-        vocab_size=fields.integer("vocab_size", 50_272),
-        context_length=length,
-        tied=fields.flag("tie_word_embeddings", True),
-    )
+    spec = read_around(fields, block, norm, layers=12, vocab_size=50_272, context_length=2048, tied=True)
     last = norm if before and not fields.flag("_remove_final_layer_norm", False) else NoNorm.Spec()
-    positions = LearnedPositions.Spec(length=length, hidden=hidden, offset=OFFSET)
+    positions = LearnedPositions.Spec(length=spec.context_length, hidden=hidden, offset=OFFSET)
     return narrowed(fields, spec.with_(norm=last, positions=positions), fields.integer("word_embed_proj_dim", hidden))
 
 

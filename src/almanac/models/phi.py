@@ -4,21 +4,15 @@ one norm, partly rotary heads, biases everywhere, the head's included.
 
 from __future__ import annotations
 
-from almanac.models.dense_decoder import (
-    activation_of,
-    decoder,
-    head_dim_of,
-    parts_of,
-    rope_of,
-    silent,
-    sizes,
-    written_rope,
-)
+from almanac.models.activation_config import read_activation
+from almanac.models.decoder_frame import read_around
+from almanac.models.dense_decoder import head_dim_of, parts_of, rope_of, silent, written_parts
 from almanac.models.family import Config, Family, Fields, Key
 from almanac.models.gptj import BIASED_HEAD
-from almanac.models.llama import MAX_LAYERS
 from almanac.nn.attention.full import attention
+from almanac.nn.biased_head import biased
 from almanac.nn.channel.dense import Dense, dense
+from almanac.nn.head import Head, TiedHead
 from almanac.nn.norm import LayerNorm
 from almanac.nn.parallel_block import ParallelBlock
 from almanac.nn.stack import Decoder
@@ -57,17 +51,12 @@ def read(fields: Fields) -> Decoder.Spec:
     if fields.flag("qk_layernorm", False):
         within = norm.with_(hidden=head_dim)
         mixer = mixer.with_(q_norm=within, k_norm=within)
-    activation = activation_of(fields, "hidden_act", "gelu_new")
+    activation = read_activation(fields, "hidden_act", "gelu_new")
     channel = dense(hidden, fields.integer("intermediate_size", 8192), activation=activation)
     block = ParallelBlock.Spec(mixer_norm=norm, mixer=mixer, channel=channel)
-    return decoder(
-        [block] * fields.integer("num_hidden_layers", 24, high=MAX_LAYERS),
-        norm,
-        vocab_size=fields.integer("vocab_size", 51_200),
-        context_length=fields.integer("max_position_embeddings", 2048),
-        tied=fields.flag("tie_word_embeddings", False),
-        head_bias=True,
-    )
+    spec = read_around(fields, block, norm, layers=24, vocab_size=51_200, context_length=2048)
+    assert isinstance(spec.head, Head.Spec | TiedHead.Spec)
+    return spec.with_(head=biased(spec.head, spec.embed.vocab_size))
 
 
 def write(spec: Decoder.Spec) -> Config | None:
@@ -75,11 +64,7 @@ def write(spec: Decoder.Spec) -> Config | None:
     if (parts := parts_of(spec, ParallelBlock.Spec, Dense.Spec)) is None:
         return None
     return {
-        **sizes(spec, parts.mixer),
-        **written_rope(parts.mixer),
-        "num_key_value_heads": parts.mixer.num_kv_heads,
-        "intermediate_size": parts.intermediate,
-        "hidden_act": parts.activation,
+        **written_parts(spec, parts),
         "layer_norm_eps": parts.epsilon,
         "qk_layernorm": parts.mixer.q_norm is not None,
     }

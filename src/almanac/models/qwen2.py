@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from almanac.models.family import Config, Family, Fields
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields
+from almanac.models.gated_decoder import written_windows
 from almanac.models.gguf_fields import GgufFields
-from almanac.models.llama import KEYS, MAX_LAYERS, read_decoder, write_decoder
+from almanac.models.llama import KEYS, read_decoder, write_decoder
 from almanac.models.rope_config import write_rope
 from almanac.nn.attention.masks import Causal, Mask, SlidingWindow
 from almanac.nn.stack import Decoder
@@ -46,13 +47,14 @@ def write(spec: Decoder.Spec) -> Config | None:
     config.pop("head_dim")
     if first.head_dim * first.num_heads != spec.embed.hidden:
         return None
-    kinds = ["sliding_attention" if isinstance(mixer.mask, SlidingWindow) else "full_attention" for mixer in mixers]
-    return config | {
-        "use_sliding_window": bool(sizes),
-        "sliding_window": sizes.pop() if sizes else None,
-        "layer_types": kinds,
-        "rope_parameters": write_rope(first.position, first.head_dim),
-    }
+    return (
+        config
+        | written_windows(mixers)
+        | {
+            "use_sliding_window": bool(sizes),
+            "rope_parameters": write_rope(first.position, first.head_dim),
+        }
+    )
 
 
 FAMILY = Family(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from almanac.models.expert_decoder import (
     MLP,
-    activation_of,
+    channel_activation,
     count_of,
     expert_keys,
     experts_of,
@@ -20,7 +20,6 @@ from almanac.models.gguf_fields import RMS_EPSILON, Entry, GgufFields
 from almanac.models.gguf_names import EXPERTS, SHARED, straight
 from almanac.models.llama import KEYS as LLAMA
 from almanac.models.llama import read_decoder
-from almanac.models.rope_config import write_rope
 from almanac.nn.channel.gated import Gated
 from almanac.nn.channel.moe.experts import GatedExperts
 from almanac.nn.channel.moe.mixture import Mixture, gated_experts
@@ -49,7 +48,7 @@ def read(fields: Fields) -> Decoder.Spec:
         num_experts=experts_of(fields, 60),
         num_chosen=fields.integer("num_experts_per_tok", 4),
         shared=fields.integer("shared_expert_intermediate_size", INTERMEDIATE),
-        activation=activation_of(spec),
+        activation=channel_activation(spec),
     )
     channel = channel.replace("router", rule=SoftmaxTop(normalise=fields.flag("norm_topk_prob", False)))
     return with_experts(spec, channel.with_(shared_gate=gate_map(hidden, 1)), qwen_sparse(fields))
@@ -61,14 +60,13 @@ def write(spec: Decoder.Spec) -> Config | None:
         return None
     config, mixture, mixers, dense = shared
     first = mixers[0]
-    if not isinstance(mixture.shared, Gated.Spec) or first.position is None:
+    if not isinstance(mixture.shared, Gated.Spec):
         return None
     windows = written_windows(mixers, 0)
     own: Config = {
         "shared_expert_intermediate_size": mixture.shared.gate.out_features,
         "qkv_bias": first.q.bias,
         "use_sliding_window": bool(windows["sliding_window"]),
-        "rope_parameters": write_rope(first.position, first.head_dim),
     }
     config.pop("head_dim") if first.head_dim * first.num_heads == spec.embed.hidden else None
     return config | written_mixture(mixture, dense) | windows | own

@@ -30,8 +30,7 @@ def read(fields: Fields) -> Decoder.Spec:
     kinds = kinds_of(fields, lambda layer: SLIDING if layer >= first else FULL)
     masks = masks_of(fields, kinds if windowed else [FULL] * len(kinds), DEFAULT_WINDOW)
     fields = defaulted(fields, DEFAULTS)
-    bias = fields.flag("attention_bias", False)
-    spec = read_decoder(fields, bias=(bias, bias), mask=masks.__getitem__)
+    spec = read_decoder(fields, mask=masks.__getitem__)
     return with_head_norms(spec)
 
 

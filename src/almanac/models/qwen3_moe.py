@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from almanac.models.dense_decoder import written_window
 from almanac.models.expert_decoder import (
-    activation_of,
+    channel_activation,
     count_of,
     expert_keys,
     experts_of,
@@ -20,7 +21,6 @@ from almanac.models.llama import read_decoder
 from almanac.models.qwen2_moe import COUNTS, ROUTER, written_mixture
 from almanac.models.qwen3 import KEYS as QWEN3
 from almanac.models.qwen3 import with_head_norms
-from almanac.models.rope_config import write_rope
 from almanac.nn.attention.masks import Causal, SlidingWindow
 from almanac.nn.channel.moe.mixture import gated_experts
 from almanac.nn.channel.moe.routing import SoftmaxTop
@@ -38,14 +38,13 @@ def read(fields: Fields) -> Decoder.Spec:
     windowed = fields.flag("use_sliding_window", False) and fields.any("sliding_window") is not None
     mask = SlidingWindow(size=fields.integer("sliding_window")) if windowed else Causal()
     fields = defaulted(fields, DEFAULTS)
-    bias = fields.flag("attention_bias", False)
-    spec = read_decoder(fields, bias=(bias, bias), mask=lambda layer: mask)
+    spec = read_decoder(fields, mask=lambda layer: mask)
     channel = gated_experts(
         spec.embed.hidden,
         fields.integer("moe_intermediate_size", 768),
         num_experts=experts_of(fields, 128),
         num_chosen=fields.integer("num_experts_per_tok", 8),
-        activation=activation_of(spec),
+        activation=channel_activation(spec),
     )
     channel = channel.replace("router", rule=SoftmaxTop(normalise=fields.flag("norm_topk_prob", False)))
     return with_head_norms(with_experts(spec, channel, qwen_sparse(fields)))
@@ -56,17 +55,12 @@ def write(spec: Decoder.Spec) -> Config | None:
     if (shared := written_experts(spec, INTERMEDIATE)) is None:
         return None
     config, mixture, mixers, dense = shared
-    first = mixers[0]
-    if first.position is None:
-        return None
-    window = first.mask.size if isinstance(first.mask, SlidingWindow) else None
+    window = written_window(mixers[0])
     own: Config = {
-        "attention_bias": first.q.bias,
-        "use_sliding_window": window is not None,
-        "sliding_window": window,
-        "rope_parameters": write_rope(first.position, first.head_dim),
+        "attention_bias": mixers[0].q.bias,
+        "use_sliding_window": window["sliding_window"] is not None,
     }
-    return config | written_mixture(mixture, dense) | own
+    return config | written_mixture(mixture, dense) | window | own
 
 
 def keys(spec: Decoder.Spec) -> tuple[Key, ...]:

@@ -4,21 +4,15 @@ row after that of the padding token, and padding takes no place, as in fairseq, 
 
 from __future__ import annotations
 
-from almanac.models.bert import DERIVED, KEYS, read_encoder, write_encoder
-from almanac.models.encoder_task import (
-    EncoderTasks,
-    Task,
-    masked,
-    read_pooled,
-    read_span,
-    read_tokens,
-    tied_keys,
-    write_masked,
-)
-from almanac.models.family import Config, EncoderFamily, Fields, Key
+from functools import partial
+
+from almanac.models.bert import DERIVED, KEYS, read_encoder, read_masked, write_encoder
+from almanac.models.encoder_task import EncoderTasks, Task, label_tasks, tied_keys, write_masked
+from almanac.models.family import Config, EncoderFamily, Fields
+from almanac.models.shape import if_read_back
 from almanac.nn.activation import Gelu
 from almanac.nn.encoder import Encoder
-from almanac.nn.task_heads import MaskedHead, SequenceHead, SpanHead, TokenHead
+from almanac.nn.task_heads import MaskedHead
 
 
 def read(fields: Fields) -> Encoder.Spec:
@@ -32,13 +26,7 @@ def write(spec: Encoder.Spec) -> Config | None:
     config = write_encoder(spec)
     if config is None or spec.skipped_id is None:
         return None
-    config |= {"pad_token_id": spec.skipped_id}
-    return config if read(Fields(config)) == spec else None
-
-
-def read_masked(fields: Fields, encoder: Encoder.Spec) -> MaskedHead.Spec:
-    """The masked head, which has GELU whatever the encoder has."""
-    return masked(fields, encoder, activation=Gelu(), epsilon=fields.number("layer_norm_eps", 1e-12))
+    return if_read_back(config | {"pad_token_id": spec.skipped_id}, read, spec)
 
 
 FAMILY = EncoderFamily("roberta", "RobertaModel", read, write, KEYS, unused=("pooler.dense",), derived=DERIVED)
@@ -50,17 +38,10 @@ TASKS = EncoderTasks(
         Task(
             "RobertaForMaskedLM",
             MaskedHead.Spec,
-            read_masked,
+            partial(read_masked, activation=Gelu()),  # whatever the encoder has
             tied_keys("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
             write_masked,
         ),
-        Task(
-            "RobertaForSequenceClassification",
-            SequenceHead.Spec,
-            read_pooled,
-            (Key("head.transform.dense", "classifier.dense"), Key("head.output", "classifier.out_proj")),
-        ),
-        Task("RobertaForTokenClassification", TokenHead.Spec, read_tokens, (Key("head.output", "classifier"),)),
-        Task("RobertaForQuestionAnswering", SpanHead.Spec, read_span, (Key("head.output", "qa_outputs"),)),
+        *label_tasks("Roberta", "classifier.dense", "classifier.out_proj"),
     ),
 )

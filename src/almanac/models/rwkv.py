@@ -8,13 +8,11 @@ behind the k-th halving are 4^k as large. The final norm's is 1e-5 whatever the 
 
 from __future__ import annotations
 
-from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.llama import MAX_LAYERS
+from almanac.models.decoder_frame import decoder
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
 from almanac.models.shape import all_of
 from almanac.models.tensor_layout import Reshaped
-from almanac.nn.embedding import Embedding
-from almanac.nn.head import Head, TiedHead
-from almanac.nn.linear import Linear
+from almanac.nn.head import TiedHead
 from almanac.nn.norm import LayerNorm
 from almanac.nn.recurrent.rwkv4 import Rwkv4, Rwkv4Channel, rwkv4, rwkv4_channel
 from almanac.nn.stack import Decoder
@@ -59,7 +57,7 @@ def keys(spec: Decoder.Spec) -> tuple[Key, ...]:
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
-    hidden, vocab_size = fields.integer("hidden_size", 4096), fields.integer("vocab_size", 50_277)
+    hidden = fields.integer("hidden_size", 4096)
     layers, every = fields.integer("num_hidden_layers", 32, high=MAX_LAYERS), fields.integer("rescale_every", 6, low=0)
     epsilon = fields.number("layer_norm_epsilon", 1e-5)
     time = rwkv4(hidden, channels=fields.integer("attention_hidden_size", hidden))
@@ -72,15 +70,14 @@ def read(fields: Fields) -> Decoder.Spec:
         own = norm(number, epsilon)
         return TwoMixerBlock.Spec(mixer_norm=own, time=time, channel_norm=own, channel=channel)
 
-    projection = Linear.Spec(in_features=hidden, out_features=vocab_size, axes=("vocab", "embed"))
-    return Decoder.Spec(
-        embed=Embedding.Spec(vocab_size=vocab_size, hidden=hidden),
-        embed_norm=LayerNorm.Spec(hidden=hidden, epsilon=epsilon),
-        layers=tuple(block(number) for number in range(layers)),
-        norm=norm(layers, FINAL_EPSILON),
-        head=TiedHead.Spec() if fields.flag("tie_word_embeddings", False) else Head.Spec(projection=projection),
+    spec = decoder(
+        [block(number) for number in range(layers)],
+        norm(layers, FINAL_EPSILON),
+        vocab_size=fields.integer("vocab_size", 50_277),
         context_length=fields.integer("context_length", 1024),
+        tied=fields.flag("tie_word_embeddings", False),
     )
+    return spec.with_(embed_norm=LayerNorm.Spec(hidden=hidden, epsilon=epsilon))
 
 
 def write(spec: Decoder.Spec) -> Config | None:

@@ -6,11 +6,11 @@ another spec.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from almanac.core.spec import Spec
-from almanac.models.llama import ACTIVATIONS
-from almanac.nn.activation import Activation
+from almanac.models.family import Config, Fields
 
 Kind = TypeVar("Kind", bound=Spec)
 
@@ -21,6 +21,6 @@ def all_of(specs: tuple[Spec | None, ...] | list[Spec | None], kind: type[Kind])
     return found if found and len(found) == len(specs) else None
 
 
-def activation_name(activation: Activation) -> str | None:
-    """The hub's word for an activation, or None."""
-    return {item: name for name, item in reversed(ACTIVATIONS.items())}.get(activation)
+def if_read_back(config: Config | None, read: Callable[[Fields], Spec], spec: Spec) -> Config | None:
+    """What was written of a spec if it reads as that spec again, else None."""
+    return config if config is not None and read(Fields(config)) == spec else None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from almanac.models.family import Config, Family, Fields
+from almanac.models.family import MAX_LAYERS, Config, Family, Fields
+from almanac.models.gated_decoder import defaulted, written_windows
 from almanac.models.gguf_fields import GgufFields
-from almanac.models.llama import KEYS, MAX_LAYERS, read_decoder, write_decoder
+from almanac.models.llama import KEYS, read_decoder, write_decoder
 from almanac.models.rope_config import write_rope
 from almanac.nn.attention.masks import Causal, Mask, SlidingWindow
 from almanac.nn.stack import Decoder
@@ -17,9 +16,7 @@ DEFAULTS: Config = {"tie_word_embeddings": True, "rope_theta": 2_000_000.0}
 
 def read(fields: Fields) -> Decoder.Spec:
     """config.json -> spec."""
-    given = {name: value for name, value in fields.config.items() if value is not None}
-    fields = replace(fields, config={**DEFAULTS, **given})
-    bias = fields.flag("attention_bias", False)
+    fields = defaulted(fields, DEFAULTS)
     layers = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     rotary = fields.per_layer("no_rope_layers", layers)  # 1 where rotary is used, whatever the name says
     interval = fields.integer("no_rope_layer_interval", 4)
@@ -33,7 +30,7 @@ def read(fields: Fields) -> Decoder.Spec:
         sliding = kinds[layer] == "sliding_attention" if kinds is not None else windowed and not has_rotary(layer)
         return SlidingWindow(size=fields.integer("sliding_window")) if sliding else Causal()
 
-    return read_decoder(fields, bias=(bias, bias), mask=mask, rotary=has_rotary, context_length=32_768)
+    return read_decoder(fields, mask=mask, rotary=has_rotary, context_length=32_768)
 
 
 def write(spec: Decoder.Spec) -> Config | None:
@@ -46,15 +43,16 @@ def write(spec: Decoder.Spec) -> Config | None:
     sizes = {mixer.mask.size for mixer in mixers if isinstance(mixer.mask, SlidingWindow)}
     if len(positions) != 1 or len(sizes) > 1 or first.q.bias != first.o.bias:
         return None
-    kinds = ["sliding_attention" if isinstance(mixer.mask, SlidingWindow) else "full_attention" for mixer in mixers]
-    return config | {
-        "attention_bias": first.q.bias,
-        "no_rope_layers": [int(mixer.position is not None) for mixer in mixers],
-        "layer_types": kinds,
-        "use_sliding_window": bool(sizes),
-        "sliding_window": sizes.pop() if sizes else None,
-        "rope_parameters": write_rope(positions.pop(), first.head_dim),
-    }
+    return (
+        config
+        | written_windows(mixers)
+        | {
+            "attention_bias": first.q.bias,
+            "no_rope_layers": [int(mixer.position is not None) for mixer in mixers],
+            "use_sliding_window": bool(sizes),
+            "rope_parameters": write_rope(positions.pop(), first.head_dim),
+        }
+    )
 
 
 FAMILY = Family(

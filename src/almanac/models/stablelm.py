@@ -4,21 +4,13 @@ LayerNorm, one after the other or side by side; in StableLM 2 12B queries and ke
 
 from __future__ import annotations
 
-from almanac.models.dense_decoder import (
-    activation_of,
-    decoder,
-    head_dim_of,
-    parts_of,
-    rope_of,
-    silent,
-    sizes,
-    written_rope,
-)
+from almanac.models.activation_config import read_activation
+from almanac.models.decoder_frame import read_around
+from almanac.models.dense_decoder import head_dim_of, parts_of, rope_of, silent, written_parts
 from almanac.models.family import Config, Family, Fields, Key
 from almanac.models.gguf_fields import LAYER_EPSILON, Entry, GgufFields
 from almanac.models.gguf_names import in_layer, straight
 from almanac.models.llama import KEYS as LLAMA
-from almanac.models.llama import MAX_LAYERS
 from almanac.models.tensor_layout import Stack
 from almanac.nn.attention.full import attention
 from almanac.nn.block import Block
@@ -59,20 +51,14 @@ def read(fields: Fields) -> Decoder.Spec:
             q_norm=HeadNorm.Spec(num_heads=heads, head_dim=head_dim, epsilon=norm.epsilon),
             k_norm=HeadNorm.Spec(num_heads=kv_heads, head_dim=head_dim, epsilon=norm.epsilon),
         )
-    activation = activation_of(fields, "hidden_act", "silu")
+    activation = read_activation(fields, "hidden_act", "silu")
     channel = gated(hidden, fields.integer("intermediate_size", 6912), activation=activation)
     block: ParallelBlock.Spec | Block.Spec
     if fields.flag("use_parallel_residual", False):
         block = ParallelBlock.Spec(mixer_norm=norm, mixer=mixer, channel=channel)
     else:
         block = Block.Spec(mixer_norm=norm, mixer=mixer, channel_norm=norm, channel=channel)
-    return decoder(
-        [block] * fields.integer("num_hidden_layers", 32, high=MAX_LAYERS),
-        norm,
-        vocab_size=fields.integer("vocab_size", 50_304),
-        context_length=fields.integer("max_position_embeddings", 4096),
-        tied=fields.flag("tie_word_embeddings", False),
-    )
+    return read_around(fields, block, norm, layers=32, vocab_size=50_304, context_length=4096)
 
 
 def write(spec: Decoder.Spec) -> Config | None:
@@ -80,11 +66,7 @@ def write(spec: Decoder.Spec) -> Config | None:
     if (parts := parts_of(spec, (Block.Spec, ParallelBlock.Spec), Gated.Spec)) is None:
         return None
     return {
-        **sizes(spec, parts.mixer),
-        **written_rope(parts.mixer),
-        "num_key_value_heads": parts.mixer.num_kv_heads,
-        "intermediate_size": parts.intermediate,
-        "hidden_act": parts.activation,
+        **written_parts(spec, parts),
         "layer_norm_eps": parts.epsilon,
         "use_qkv_bias": parts.mixer.q.bias,
         "qk_layernorm": parts.mixer.q_norm is not None,

@@ -4,23 +4,21 @@ and a window in all layers or none.
 
 from __future__ import annotations
 
+from almanac.models.activation_config import read_activation
+from almanac.models.decoder_frame import read_around
 from almanac.models.dense_decoder import (
-    activation_of,
-    decoder,
     head_dim_of,
     parts_of,
     rope_of,
     silent,
-    sizes,
     window_of,
-    written_rope,
+    written_parts,
     written_window,
 )
 from almanac.models.family import Config, Family, Fields, Key
 from almanac.models.gguf_fields import Entry, GgufFields
 from almanac.models.gguf_names import AROUND, DENSE, MIXER, NORMS
 from almanac.models.llama import KEYS as LLAMA
-from almanac.models.llama import MAX_LAYERS
 from almanac.nn.attention.full import attention
 from almanac.nn.block import Block
 from almanac.nn.channel.dense import Dense, dense
@@ -49,16 +47,10 @@ def read(fields: Fields) -> Decoder.Spec:
         position=rope_of(fields, head_dim_of(fields, hidden, heads)),
         mask=window_of(fields),
     )
-    activation = activation_of(fields, "hidden_act", "gelu_pytorch_tanh")
+    activation = read_activation(fields, "hidden_act", "gelu_pytorch_tanh")
     channel = dense(hidden, fields.integer("intermediate_size", 12_288), bias=bias, activation=activation)
     block = Block.Spec(mixer_norm=norm, mixer=mixer, channel_norm=norm, channel=channel)
-    return decoder(
-        [block] * fields.integer("num_hidden_layers", 30, high=MAX_LAYERS),
-        norm,
-        vocab_size=fields.integer("vocab_size", 49_152),
-        context_length=fields.integer("max_position_embeddings", 4096),
-        tied=fields.flag("tie_word_embeddings", True),
-    )
+    return read_around(fields, block, norm, layers=30, vocab_size=49_152, context_length=4096, tied=True)
 
 
 def write(spec: Decoder.Spec) -> Config | None:
@@ -66,12 +58,8 @@ def write(spec: Decoder.Spec) -> Config | None:
     if (parts := parts_of(spec, Block.Spec, Dense.Spec)) is None:
         return None
     return {
-        **sizes(spec, parts.mixer),
-        **written_rope(parts.mixer),
+        **written_parts(spec, parts),
         **written_window(parts.mixer),
-        "num_key_value_heads": parts.mixer.num_kv_heads,
-        "intermediate_size": parts.intermediate,
-        "hidden_act": parts.activation,
         "norm_epsilon": parts.epsilon,
         "use_bias": parts.mixer.q.bias,
     }

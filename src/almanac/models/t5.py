@@ -12,10 +12,11 @@ from torch import Tensor
 from almanac.core import spec as core_spec
 from almanac.core.errors import FileFormatError
 from almanac.files.quoting import quoted
-from almanac.models.bert import activation_name
+from almanac.models.activation_config import ACTIVATIONS, activation_name
+from almanac.models.decoder_frame import own_head
 from almanac.models.encoder_decoder_family import EncoderDecoderFamily
-from almanac.models.family import Config, Fields, Key
-from almanac.models.llama import ACTIVATIONS, MAX_LAYERS
+from almanac.models.family import MAX_LAYERS, Config, Fields, Key
+from almanac.models.shape import if_read_back
 from almanac.nn.activation import GeluTanh
 from almanac.nn.attention.bidirectional import BidirectionalAttention, bidirectional
 from almanac.nn.attention.cross import cross_attention
@@ -27,7 +28,6 @@ from almanac.nn.cross_block import CrossBlock
 from almanac.nn.embedding import Embedding
 from almanac.nn.encoder_decoder import EncoderDecoder, Trunk
 from almanac.nn.head import Head, TiedHead
-from almanac.nn.linear import Linear
 from almanac.nn.norm import RMSNorm
 from almanac.nn.positions.relative import RelativeBias, SharedBias, relative_bias
 from almanac.nn.positions.score_bias import ScoreBias
@@ -43,8 +43,7 @@ def read_stacks(fields: Fields, *, gate: str = "relu", one_table: bool = True) -
 
     ``gate``: the ``feed_forward_proj`` of a silent file; ``one_table``: layers share their relative positions.
     """
-    for field in TRAINING_ONLY:
-        fields.any(field)
+    fields.pass_over(*TRAINING_ONLY)
     hidden, heads, head_dim = fields.integer("d_model"), fields.integer("num_heads"), fields.integer("d_kv", 64)
     norm = RMSNorm.Spec(hidden=hidden, epsilon=fields.number("layer_norm_epsilon", 1e-6))
     channel = _channel(fields.text("feed_forward_proj", gate), hidden, fields.integer("d_ff"))
@@ -82,12 +81,6 @@ def read_stacks(fields: Fields, *, gate: str = "relu", one_table: bool = True) -
         source_length=length,
         context_length=length,
     )
-
-
-def own_head(vocab: int, hidden: int, *, scale: float = 1.0) -> Head.Spec:
-    """A head with a matrix of its own."""
-    projection = Linear.Spec(in_features=hidden, out_features=vocab, axes=("vocab", "embed"))
-    return Head.Spec(projection=projection, scale=scale)
 
 
 def _channel(name: str, hidden: int, inner: int) -> core_spec.Spec:
@@ -198,7 +191,7 @@ def write(spec: EncoderDecoder.Spec) -> Config | None:
         return None
     scaled = spec.head.scale != 1.0
     config |= {"scale_decoder_outputs": scaled}
-    if read(Fields(config)) != spec:
+    if if_read_back(config, read, spec) is None:
         return None
     return config | {
         "tie_word_embeddings": scaled

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from almanac.core import spec
-from almanac.core.errors import ShapeError, UnsupportedError
+from almanac.core.errors import ShapeError
 from almanac.core.state import Context, Mixer, State
-from almanac.nn.linear import Linear
+from almanac.nn.attention.heads import HeadMaps, from_heads, head_maps, keeps_no_state, require_cut, to_heads
 from almanac.nn.positions.rope import Rope
 from almanac.nn.positions.score_bias import ScoreBias
 
@@ -30,11 +29,7 @@ class BidirectionalAttention(Mixer):
     """x [b, t, h] -> [b, t, h]; tokens see only their own segment, of which padding (-1) is one."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Spec(spec.Spec):
-        q: Linear.Spec
-        k: Linear.Spec
-        v: Linear.Spec
-        o: Linear.Spec
+    class Spec(HeadMaps):
         num_heads: int
         position: Rope.Spec | None = None  # None: no position information but a score bias
         score_bias: ScoreBias.Spec | None = None  # added to the scores, such as T5's buckets
@@ -42,11 +37,7 @@ class BidirectionalAttention(Mixer):
         scale: float | None = None  # of the scores; None: 1 / sqrt(d)
 
         def __post_init__(self) -> None:
-            if self.num_heads < 1 or self.q.out_features % self.num_heads:
-                raise ShapeError(
-                    f"{self.q.out_features} features cannot be cut into {self.num_heads} heads",
-                    remedy="Make the first a multiple of the second.",
-                )
+            require_cut(self.q.out_features, self.num_heads)
             if self.position is not None and self.position.rotary_dim > self.q.out_features // self.num_heads:
                 raise ShapeError(
                     f"{self.position.rotary_dim} rotary dimensions in heads of {self.q.out_features // self.num_heads}",
@@ -74,21 +65,16 @@ class BidirectionalAttention(Mixer):
             self.bias_key = f"bias/{spec.window}/{spec.score_bias.digest()}"  # layers share what none of them owns
 
     def init_state(self, rows: int, capacity: int) -> State:
-        raise UnsupportedError(
-            "Bidirectional attention keeps no state: every token depends on those after it",
-            remedy="Give the whole text in one call, without a state.",
-        )
+        raise keeps_no_state("Bidirectional attention")
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         if state is not None:
             self.init_state(0, 0)
-        q, k, v = (
-            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for projection in (self.q, self.k, self.v)
-        )  # [b, n, t, d]
+        q, k, v = (to_heads(part(x), self.num_heads) for part in (self.q, self.k, self.v))  # [b, n, t, d]
         if self.position is not None:
             q, k = self.position(q, k, context)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask(context, q), scale=self.scale)
-        return self.o(y.transpose(1, 2).flatten(2)), None
+        return self.o(from_heads(y)), None
 
     def _mask(self, context: Context, q: Tensor) -> Tensor | None:
         """bool [b, 1, t, t] or, with a bias, float [b or 1, n, t, t]; None where all see all."""
@@ -133,13 +119,8 @@ def bidirectional(
     scale: float | None = None,
 ) -> BidirectionalAttention.Spec:
     """The spec of a layer from its few free sizes; ``position`` turns queries and keys, or is added to the scores."""
-    inner = hidden if head_dim is None else num_heads * head_dim
-    inward = Linear.Spec(in_features=hidden, out_features=inner, bias=bias, axes=("heads", "embed"))
     return BidirectionalAttention.Spec(
-        q=inward,
-        k=inward,
-        v=inward,
-        o=Linear.Spec(in_features=inner, out_features=hidden, bias=bias, axes=("embed", "heads")),
+        **head_maps(hidden, hidden if head_dim is None else num_heads * head_dim, bias=bias),
         num_heads=num_heads,
         position=position if isinstance(position, Rope.Spec) else None,
         score_bias=position if isinstance(position, ScoreBias.Spec) else None,

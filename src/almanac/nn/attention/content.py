@@ -24,15 +24,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from almanac.core import spec
-from almanac.core.errors import ShapeError, UnsupportedError
+from almanac.core.errors import ShapeError
 from almanac.core.state import Context, Mixer, State
 from almanac.nn.attention.block_keys import Blocks, blocks_of
+from almanac.nn.attention.heads import HeadMaps, from_heads, head_maps, require_fixed_turns, require_shared, to_heads
 from almanac.nn.attention.kv import KeyValueState, Row, stack_rows
 from almanac.nn.attention.masks import SlidingWindow
 from almanac.nn.attention.scores import PLAIN, attend
 from almanac.nn.linear import Linear
-from almanac.nn.positions.rope import ByLength, Rope
+from almanac.nn.positions.rope import Rope
 
 
 class ChoosingState(State):
@@ -68,11 +68,7 @@ class ChoosingAttention(Mixer):
     """x [b, t, h] -> [b, t, h]."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Spec(spec.Spec):
-        q: Linear.Spec
-        k: Linear.Spec
-        v: Linear.Spec
-        o: Linear.Spec
+    class Spec(HeadMaps):
         summary_k: Linear.Spec  # c d -> d
         summary_v: Linear.Spec  # c d -> d
         gate: Linear.Spec  # h -> 3 n
@@ -85,11 +81,7 @@ class ChoosingAttention(Mixer):
         position: Rope.Spec | None = None
 
         def __post_init__(self) -> None:
-            if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-                raise ShapeError(
-                    f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads",
-                    remedy="Make the first a multiple of the second.",
-                )
+            require_shared(self.num_heads, self.num_kv_heads)
             if min(self.block, self.chosen, self.window) < 1:
                 raise ShapeError(
                     f"{self.chosen} chosen blocks of {self.block} tokens, a window of {self.window}",
@@ -102,11 +94,7 @@ class ChoosingAttention(Mixer):
                     f"Summaries of {sizes[0]} and {sizes[1]} numbers, {sizes[2]} gates",
                     remedy=f"Make them {wanted}: a block's keys, its values, three gates a head.",
                 )
-            if self.position is not None and isinstance(self.position.scaling, ByLength):
-                raise UnsupportedError(
-                    "Rotary positions that depend on the length, where blocks are summed up",
-                    remedy="Use another scaling, such as YaRN.",
-                )
+            require_fixed_turns(self.position, "where blocks are summed up")
 
         def build(self) -> ChoosingAttention:
             return ChoosingAttention(self)
@@ -125,9 +113,7 @@ class ChoosingAttention(Mixer):
         return ChoosingState(KeyValueState.empty(rows, capacity), blocks, self.block)
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
-        q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for projection in (self.q, self.k, self.v)
-        )  # [b, n, t, d], [b, m, t, d]
+        q, k, v = (to_heads(part(x), -1, self.head_dim) for part in (self.q, self.k, self.v))  # [b, n or m, t, d]
         if self.position is not None:
             q, k = self.position(q, k, context)
         gates = self.gate(x).sigmoid().unflatten(-1, (3, self.num_heads)).permute(2, 0, 3, 1).unsqueeze(-1)
@@ -139,7 +125,7 @@ class ChoosingAttention(Mixer):
             blocks = blocks_of(context, self.block)
             summaries = self._summaries(k, v, blocks)
             y = self._read(q, (k, v), summaries, gates, self._places(blocks, context))
-        return self.o(y.transpose(1, 2).flatten(2)), state
+        return self.o(from_heads(y)), state
 
     def _summaries(self, k: Tensor, v: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
         """The key and value of every block, [b, m, k, d]."""
@@ -248,14 +234,9 @@ def choosing(
 ) -> ChoosingAttention.Spec:
     """The spec of a layer from its few free sizes."""
     head_dim, num_kv_heads = hidden // num_heads, num_kv_heads or num_heads
-    inward = Linear.Spec(in_features=hidden, out_features=num_heads * head_dim, axes=("heads", "embed"))
-    kv = inward.with_(out_features=num_kv_heads * head_dim, axes=("kv_heads", "embed"))
     summary = Linear.Spec(in_features=block * head_dim, out_features=head_dim, axes=("none", "none"))
     return ChoosingAttention.Spec(
-        q=inward,
-        k=kv,
-        v=kv,
-        o=Linear.Spec(in_features=num_heads * head_dim, out_features=hidden, axes=("embed", "heads")),
+        **head_maps(hidden, num_heads * head_dim, kv_width=num_kv_heads * head_dim),
         summary_k=summary,
         summary_v=summary,
         gate=Linear.Spec(in_features=hidden, out_features=3 * num_heads, bias=True, axes=("none", "embed")),

@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from almanac.core import spec
 from almanac.core.errors import RequestError, ShapeError
 from almanac.core.state import Context, Mixer, State
+from almanac.nn.attention.heads import HeadMaps, from_heads, head_maps, require_bias_heads, require_shared, to_heads
 from almanac.nn.linear import Linear
 from almanac.nn.positions.score_bias import ScoreBias
+from almanac.nn.rows import require_shorter
 
 VISIBLE = "visible/encoder"  # where layers share the mask
 
@@ -56,13 +57,7 @@ class CrossState(State):
 
     def trim(self, lengths: Sequence[int]) -> None:
         """Forgets tokens; the source stays, even where none are left."""
-        if len(lengths) != len(self._lengths) or any(
-            not 0 <= wanted <= length for wanted, length in zip(lengths, self._lengths, strict=False)
-        ):
-            raise ShapeError(
-                f"Cannot trim rows of {self._lengths} tokens to {list(lengths)}",
-                remedy="Give one length per row, no longer than the row is.",
-            )
+        require_shorter(lengths, self._lengths)
         self._lengths = list(lengths)
 
     def select(self, rows: Sequence[int]) -> CrossState:
@@ -78,14 +73,10 @@ class CrossState(State):
 
 
 class CrossAttention(Mixer):
-    """x [b, t, h], context.encoder [b, s, w] -> [b, t, h]."""
+    """x [b, t, h], context.encoder [b, s, w] -> [b, t, h]; k and v map w to m d."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Spec(spec.Spec):
-        q: Linear.Spec
-        k: Linear.Spec  # w -> m d
-        v: Linear.Spec  # w -> m d
-        o: Linear.Spec
+    class Spec(HeadMaps):
         num_heads: int
         num_kv_heads: int
         head_dim: int
@@ -93,11 +84,7 @@ class CrossAttention(Mixer):
         score_bias: ScoreBias.Spec | None = None  # of token and source positions, the latter counted from 0
 
         def __post_init__(self) -> None:
-            if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-                raise ShapeError(
-                    f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads",
-                    remedy="Make the first a multiple of the second.",
-                )
+            require_shared(self.num_heads, self.num_kv_heads)
             wanted = {"q": self.num_heads, "k": self.num_kv_heads, "v": self.num_kv_heads}
             for name, heads in wanted.items():
                 leaf: Linear.Spec = getattr(self, name)
@@ -106,11 +93,7 @@ class CrossAttention(Mixer):
                         f"{name} gives {leaf.out_features} features for {heads} heads of {self.head_dim}",
                         remedy=f"Let it give {heads * self.head_dim}.",
                     )
-            if self.score_bias is not None and self.score_bias.num_heads != self.num_heads:
-                raise ShapeError(
-                    f"A score bias of {self.score_bias.num_heads} heads for {self.num_heads} query heads",
-                    remedy="Give it as many heads as there are queries.",
-                )
+            require_bias_heads(self.score_bias, self.num_heads)
 
         def build(self) -> CrossAttention:
             return CrossAttention(self)
@@ -138,7 +121,7 @@ class CrossAttention(Mixer):
         return CrossState(sources, [0] * len(sources))
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
-        q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [b, n, t, d]
+        q = to_heads(self.q(x), self.num_heads, self.head_dim)  # [b, n, t, d]
         if isinstance(state, CrossState):
             state = self._filled(state, context)
             rows = [
@@ -150,14 +133,12 @@ class CrossAttention(Mixer):
         else:
             keys, values = self._projected(_given(context))
             y = self._attend(q, keys, values, context.positions, visible(context))
-        return self.o(y.transpose(1, 2).flatten(2)), state
+        return self.o(from_heads(y)), state
 
     def _projected(self, encoder: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [b, m, s, d] of ``encoder`` [b, s, w]."""
         heads = (self.num_kv_heads, self.head_dim)
-        return self.k(encoder).unflatten(-1, heads).transpose(1, 2), self.v(encoder).unflatten(-1, heads).transpose(
-            1, 2
-        )
+        return to_heads(self.k(encoder), *heads), to_heads(self.v(encoder), *heads)
 
     def _filled(self, state: CrossState, context: Context) -> CrossState:
         """``state`` with what its empty rows look at."""
@@ -212,15 +193,8 @@ def cross_attention(
 ) -> CrossAttention.Spec:
     """The spec of a layer from its few free sizes; ``width`` is the encoder's, if it is not ``hidden``."""
     head_dim, num_kv_heads = head_dim or hidden // num_heads, num_kv_heads or num_heads
-
-    def inward(features: int, heads: int, axis: str) -> Linear.Spec:
-        return Linear.Spec(in_features=features, out_features=heads * head_dim, bias=bias, axes=(axis, "embed"))
-
     return CrossAttention.Spec(
-        q=inward(hidden, num_heads, "heads"),
-        k=inward(width or hidden, num_kv_heads, "kv_heads"),
-        v=inward(width or hidden, num_kv_heads, "kv_heads"),
-        o=Linear.Spec(in_features=num_heads * head_dim, out_features=hidden, bias=bias, axes=("embed", "heads")),
+        **head_maps(hidden, num_heads * head_dim, kv_width=num_kv_heads * head_dim, source=width, bias=bias),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,

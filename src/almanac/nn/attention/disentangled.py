@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from almanac.core import spec
-from almanac.core.errors import ShapeError, UnsupportedError
+from almanac.core.errors import ShapeError
 from almanac.core.state import Context, Mixer, State
 from almanac.nn.attention.bidirectional import visible
+from almanac.nn.attention.heads import HeadMaps, from_heads, head_maps, keeps_no_state, require_cut, to_heads
 from almanac.nn.linear import Linear
 from almanac.nn.positions.disentangled import Distances, require_buckets, rows_of
 
@@ -34,11 +35,7 @@ class DisentangledAttention(Mixer):
     """x [b, t, h] -> [b, t, h]; tokens see only their own segment, of which padding (-1) is one."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Spec(spec.Spec):
-        q: Linear.Spec
-        k: Linear.Spec
-        v: Linear.Spec
-        o: Linear.Spec
+    class Spec(HeadMaps):
         num_heads: int
         distances: spec.Spec  # Distances, or SharedDistances of another layer's
         span: int  # rows for distances to either side
@@ -49,11 +46,7 @@ class DisentangledAttention(Mixer):
         distance_q: Linear.Spec | None = None  # None: q
 
         def __post_init__(self) -> None:
-            if self.num_heads < 1 or self.q.out_features % self.num_heads:
-                raise ShapeError(
-                    f"{self.q.out_features} features cannot be cut into {self.num_heads} heads",
-                    remedy="Make the first a multiple of the second.",
-                )
+            require_cut(self.q.out_features, self.num_heads)
             if isinstance(self.distances, Distances.Spec) and self.distances.table.vocab_size != 2 * self.span:
                 raise ShapeError(
                     f"A table of {self.distances.table.vocab_size} distances for {self.span} to either side",
@@ -79,22 +72,19 @@ class DisentangledAttention(Mixer):
         self.rows_key = f"distances/{spec.span}/{spec.max_distance}"
 
     def init_state(self, rows: int, capacity: int) -> State:
-        raise UnsupportedError(
-            "Disentangled attention keeps no state: every token depends on those after it",
-            remedy="Give the whole text in one call, without a state.",
-        )
+        raise keeps_no_state("Disentangled attention")
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         if state is not None:
             self.init_state(0, 0)
-        q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))  # [b, n, t, d]
+        q, k, v = (to_heads(part(x), self.num_heads) for part in (self.q, self.k, self.v))  # [b, n, t, d]
         scale = 1 / math.sqrt(q.shape[-1] * self.terms)
         bias = self._bias(q, k, context)
         seen = visible(context)
         if seen is not None:
             bias = (q.new_zeros(()) if bias is None else bias).masked_fill(~seen, -math.inf)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias * scale, scale=scale)
-        return self.o(y.transpose(1, 2).flatten(2)), None
+        return self.o(from_heads(y)), None
 
     def _bias(self, q: Tensor, k: Tensor, context: Context) -> Tensor | None:
         """What distances have to say, before it is scaled: [b, n, t, t]."""
@@ -104,10 +94,10 @@ class DisentangledAttention(Mixer):
         rows = self._rows(context).expand(q.shape[0], self.num_heads, -1, -1)  # [b, n, t (query), t (key)]
         found: Tensor | None = None
         if self.content_to_position:
-            keys = self._heads((self.distance_k or self.k)(vectors))  # [1, n, k, d]
+            keys = to_heads((self.distance_k or self.k)(vectors), self.num_heads)  # [1, n, k, d]
             found = (q @ keys.transpose(-1, -2)).gather(-1, rows)
         if self.position_to_content:
-            queries = self._heads((self.distance_q or self.q)(vectors))
+            queries = to_heads((self.distance_q or self.q)(vectors), self.num_heads)
             asked = (k @ queries.transpose(-1, -2)).gather(-1, rows.transpose(-1, -2)).transpose(-1, -2)
             found = asked if found is None else found + asked
         return found
@@ -121,10 +111,6 @@ class DisentangledAttention(Mixer):
             context.memo[self.rows_key] = found
         return found
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """[b, t, n d] -> [b, n, t, d]."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
 
 def disentangled(
     hidden: int,
@@ -136,16 +122,13 @@ def disentangled(
     shared_maps: bool = True,
 ) -> DisentangledAttention.Spec:
     """The spec of a layer of DeBERTa-v2 or -v3; without ``shared_maps`` distances have maps of their own."""
-    inward = Linear.Spec(in_features=hidden, out_features=hidden, bias=True, axes=("heads", "embed"))
+    maps = head_maps(hidden, bias=True)
     return DisentangledAttention.Spec(
-        q=inward,
-        k=inward,
-        v=inward,
-        o=Linear.Spec(in_features=hidden, out_features=hidden, bias=True, axes=("embed", "heads")),
+        **maps,
         num_heads=num_heads,
         distances=distances,
         span=span,
         max_distance=max_distance,
-        distance_k=None if shared_maps else inward,
-        distance_q=None if shared_maps else inward,
+        distance_k=None if shared_maps else maps["k"],
+        distance_q=None if shared_maps else maps["q"],
     )

@@ -18,10 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from almanac.core import spec
-from almanac.core.errors import ShapeError, UnsupportedError
-from almanac.core.spec import Initialiser, Normal
+from almanac.core.errors import ShapeError
 from almanac.core.state import Context, Mixer, State
 from almanac.nn.attention.backends import Sdpa, current
+from almanac.nn.attention.heads import (
+    HeadMaps,
+    from_heads,
+    head_maps,
+    keeps_no_state,
+    require_bias_heads,
+    require_shared,
+)
 from almanac.nn.attention.kv import KeyValueState, stack_rows
 from almanac.nn.attention.masks import BothWays, Causal, Mask, visible, visible_after
 from almanac.nn.attention.scores import Rule, attend, attend_by_length
@@ -36,11 +43,7 @@ class Attention(Mixer):
     """x [b, t, h] -> [b, t, h]."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Spec(spec.Spec):
-        q: Linear.Spec
-        k: Linear.Spec
-        v: Linear.Spec
-        o: Linear.Spec
+    class Spec(HeadMaps):
         num_heads: int
         num_kv_heads: int
         head_dim: int
@@ -56,21 +59,13 @@ class Attention(Mixer):
         clip: float | None = None  # bound of what q, k and v project to (MPT, OLMo)
 
         def __post_init__(self) -> None:
-            if self.num_heads % self.num_kv_heads:
-                raise ShapeError(
-                    f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads",
-                    remedy="Make the first a multiple of the second.",
-                )
+            require_shared(self.num_heads, self.num_kv_heads)
             if self.position is not None and self.position.rotary_dim > self.head_dim:
                 raise ShapeError(
                     f"{self.position.rotary_dim} rotary dimensions in heads of {self.head_dim}",
                     remedy="Rotate at most the whole head.",
                 )
-            if self.score_bias is not None and self.score_bias.num_heads != self.num_heads:
-                raise ShapeError(
-                    f"A score bias of {self.score_bias.num_heads} heads for {self.num_heads} query heads",
-                    remedy="Give it as many heads as there are queries.",
-                )
+            require_bias_heads(self.score_bias, self.num_heads)
             widths = (self.q.out_features, self.k.out_features, self.v.out_features, self.o.in_features)
             wanted = tuple(
                 self.head_dim * heads for heads in (self.num_heads, *[self.num_kv_heads] * 2, self.num_heads)
@@ -110,10 +105,7 @@ class Attention(Mixer):
 
     def init_state(self, rows: int, capacity: int) -> KeyValueState:
         if isinstance(self.mask, BothWays):
-            raise UnsupportedError(
-                "Attention both ways keeps no state: every token depends on those after it",
-                remedy="Give the whole text in one call, without a state.",
-            )
+            raise keeps_no_state("Attention both ways")
         return KeyValueState.empty(rows, capacity)
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
@@ -135,7 +127,7 @@ class Attention(Mixer):
             y = attend_by_length(self.position, (q, k, v), mask, (context.positions, context.positions), rule)
         else:
             y = attend(q, k, v, self._mask(context), rule)
-        return self.o(y.transpose(1, 2).flatten(2)), state
+        return self.o(from_heads(y)), state
 
     def _project(self, projection: Linear, norm: nn.Module | None, x: Tensor, whole: bool) -> Tensor:
         """[b, t, h] -> [b, heads, t, d]."""
@@ -214,19 +206,8 @@ def attention(
     """
     head_dim = head_dim or hidden // num_heads
     num_kv_heads = num_kv_heads or num_heads
-    bias_in, bias_out = bias if isinstance(bias, tuple) else (bias, bias)
-    narrow: Initialiser = Normal()
-
-    def inward(heads: int, axis: str) -> Linear.Spec:
-        return Linear.Spec(
-            in_features=hidden, out_features=heads * head_dim, bias=bias_in, axes=(axis, "embed"), initialiser=narrow
-        )
-
     return Attention.Spec(
-        q=inward(num_heads, "heads"),
-        k=inward(num_kv_heads, "kv_heads"),
-        v=inward(num_kv_heads, "kv_heads"),
-        o=Linear.Spec(in_features=num_heads * head_dim, out_features=hidden, bias=bias_out, axes=("embed", "heads")),
+        **head_maps(hidden, num_heads * head_dim, kv_width=num_kv_heads * head_dim, bias=bias),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from almanac.core.errors import ShapeError
 from almanac.core.state import State
+from almanac.nn.rows import require_shorter
 
 GROWTH = 1.5  # a full buffer is moved to one this much larger
 
@@ -81,13 +81,7 @@ class KeyValueState(State):
         return KeyValueState([row.fork() for row in self.rows])
 
     def trim(self, lengths: Sequence[int]) -> None:
-        if len(lengths) != len(self.rows) or any(
-            not 0 <= length <= row.length for length, row in zip(lengths, self.rows, strict=False)
-        ):
-            raise ShapeError(
-                f"Cannot trim rows of {self.lengths} tokens to {list(lengths)}",
-                remedy="Give one length per row, no longer than the row is.",
-            )
+        require_shorter(lengths, self.lengths)
         for length, row in zip(lengths, self.rows, strict=True):
             row.length = length
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from almanac.core import spec
 from almanac.core.errors import ShapeError, UnsupportedError
 from almanac.core.state import Context, Mixer, State
+from almanac.nn.attention.heads import from_heads, to_heads
 from almanac.nn.attention.kv import KeyValueState, stack_rows
 from almanac.nn.attention.masks import Causal, Mask, visible, visible_after
 from almanac.nn.attention.scores import Rule, attend
@@ -104,7 +105,7 @@ class LatentAttention(Mixer):
         return KeyValueState.empty(rows, capacity)
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
-        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q = to_heads(self.q(x), self.num_heads)
         straight, turned = q.split([self.key_dim, self.rotary_dim], dim=-1)  # [b, n, t, d], [b, n, t, e]
         latent, key = self.kv_down(x).unsqueeze(1).split([self.rank, self.rotary_dim], dim=-1)
         latent = self.kv_norm(latent)  # [b, 1, t, r]
@@ -118,7 +119,7 @@ class LatentAttention(Mixer):
             y = stack_rows(rows)
         else:
             y = self.expanded((straight, turned), latent, key, self._mask(context))
-        return self.o(y.transpose(1, 2).flatten(2)), state
+        return self.o(from_heads(y)), state
 
     def _row(self, q: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor], prefix: Tensor | None) -> Tensor:
         """One row: q [n, t, d] and [n, t, e], past [1, l, r] and [1, l, e] -> [n, t, v]."""
@@ -141,7 +142,7 @@ class LatentAttention(Mixer):
 
     def expanded(self, q: tuple[Tensor, Tensor], latent: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """q [b, n, t, d] and [b, n, t, e], latent [b, 1, l, r], key [b, 1, l, e] -> [b, n, t, v]."""
-        heads = self.kv_up(latent[:, 0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads = to_heads(self.kv_up(latent[:, 0]), self.num_heads)
         k, v = heads.split([self.key_dim, self.value_dim], dim=-1)
         k = torch.cat([k, key.expand(-1, self.num_heads, -1, -1)], dim=-1)
         return attend(torch.cat(q, dim=-1), k, v, mask, Rule(self.scale))

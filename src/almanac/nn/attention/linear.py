@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from almanac.core import spec
 from almanac.core.errors import ShapeError
 from almanac.core.state import Context, Mixer, State
-from almanac.nn.linear import Linear
+from almanac.nn.attention.heads import HeadMaps, from_heads, head_maps, to_heads
 from almanac.nn.recurrent.state import RecurrentState
 
 CHUNK = 64  # tokens; the matrix of a chunk is then no larger than its inputs
@@ -31,11 +30,7 @@ class LinearAttention(Mixer):
     """x [b, t, h] -> [b, t, h]; the state of a row is S [n, d, d] and z [n, d]."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Spec(spec.Spec):
-        q: Linear.Spec
-        k: Linear.Spec
-        v: Linear.Spec
-        o: Linear.Spec
+    class Spec(HeadMaps):
         num_heads: int
 
         def __post_init__(self) -> None:
@@ -60,14 +55,13 @@ class LinearAttention(Mixer):
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         q, k, v = (
-            projection(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for projection in (self.q, self.k, self.v)
+            to_heads(part(x), self.num_heads, self.head_dim) for part in (self.q, self.k, self.v)
         )  # [b, n, t, d]
         given = state if isinstance(state, RecurrentState) else self.init_state(x.shape[0], 0)
         dtype = torch.promote_types(x.dtype, torch.float32)
         memory = (given.parts[0].to(x.device, dtype), given.parts[1].to(x.device, dtype))
         y, memory = attend(feature(q.to(dtype)), feature(k.to(dtype)), v.to(dtype), memory, segments=context.segments)
-        y = self.o(y.to(x.dtype).transpose(1, 2).flatten(2))
+        y = self.o(from_heads(y.to(x.dtype)))
         return y, given.after(memory, x.shape[1]) if state is not None else None
 
 
@@ -120,11 +114,4 @@ def _chunk(
 
 def linear_attention(hidden: int, *, num_heads: int, bias: bool = False) -> LinearAttention.Spec:
     """The spec of a layer from its two sizes."""
-    inward = Linear.Spec(in_features=hidden, out_features=hidden, bias=bias, axes=("heads", "embed"))
-    return LinearAttention.Spec(
-        q=inward,
-        k=inward,
-        v=inward,
-        o=Linear.Spec(in_features=hidden, out_features=hidden, bias=bias, axes=("embed", "heads")),
-        num_heads=num_heads,
-    )
+    return LinearAttention.Spec(**head_maps(hidden, bias=bias), num_heads=num_heads)

@@ -22,25 +22,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from almanac.core import spec
-from almanac.core.errors import ShapeError, UnsupportedError
+from almanac.core.errors import ShapeError
 from almanac.core.state import Context, Mixer, State
 from almanac.nn.attention.block_keys import Blocks, blocks_of
+from almanac.nn.attention.heads import HeadMaps, from_heads, head_maps, require_fixed_turns, to_heads
 from almanac.nn.attention.kv import KeyValueState, stack_rows
 from almanac.nn.attention.scores import PLAIN, attend
-from almanac.nn.linear import Linear
-from almanac.nn.positions.rope import ByLength, Rope
+from almanac.nn.positions.rope import Rope
 
 
 class MultiScaleAttention(Mixer):
     """x [b, t, h] -> [b, t, h]."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Spec(spec.Spec):
-        q: Linear.Spec
-        k: Linear.Spec
-        v: Linear.Spec
-        o: Linear.Spec
+    class Spec(HeadMaps):
         num_heads: int
         scales: tuple[int, ...]  # tokens of a block; heads are dealt out to them evenly
         window: int  # complete blocks seen
@@ -59,11 +54,7 @@ class MultiScaleAttention(Mixer):
                     f"{self.q.out_features} features cannot be cut into {self.num_heads} heads of several scales",
                     remedy="Make the first a multiple of the second.",
                 )
-            if self.position is not None and isinstance(self.position.scaling, ByLength):
-                raise UnsupportedError(
-                    "Rotary positions that depend on the length, in multi-scale attention",
-                    remedy="Use another scaling, such as YaRN.",
-                )
+            require_fixed_turns(self.position, "in multi-scale attention")
 
         def build(self) -> MultiScaleAttention:
             return MultiScaleAttention(self)
@@ -78,9 +69,7 @@ class MultiScaleAttention(Mixer):
         return KeyValueState.empty(rows, capacity)
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
-        q, k, v = (
-            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for projection in (self.q, self.k, self.v)
-        )  # [b, n, t, d]
+        q, k, v = (to_heads(part(x), self.num_heads) for part in (self.q, self.k, self.v))  # [b, n, t, d]
         if self.position is not None:
             q, k = self.position(q, k, context)
         if isinstance(state, KeyValueState):
@@ -90,7 +79,7 @@ class MultiScaleAttention(Mixer):
             groups = zip(*(part.chunk(len(self.scales), dim=1) for part in (q, k, v)), strict=True)
             heads = [self._scaled(*group, scale, context) for group, scale in zip(groups, self.scales, strict=True)]
             y = torch.cat(heads, dim=1)
-        return self.o(y.transpose(1, 2).flatten(2)), state
+        return self.o(from_heads(y)), state
 
     def _scaled(self, q: Tensor, k: Tensor, v: Tensor, scale: int, context: Context) -> Tensor:
         """The heads of one scale in a call without a state; all [b, g, t, d]."""
@@ -140,14 +129,6 @@ def multiscale(
     hidden: int, *, num_heads: int, scales: tuple[int, ...], window: int, position: Rope.Spec | None = None
 ) -> MultiScaleAttention.Spec:
     """The spec of a layer from its few free sizes."""
-    inward = Linear.Spec(in_features=hidden, out_features=hidden, axes=("heads", "embed"))
     return MultiScaleAttention.Spec(
-        q=inward,
-        k=inward,
-        v=inward,
-        o=inward.with_(axes=("embed", "heads")),
-        num_heads=num_heads,
-        scales=scales,
-        window=window,
-        position=position,
+        **head_maps(hidden), num_heads=num_heads, scales=scales, window=window, position=position
     )

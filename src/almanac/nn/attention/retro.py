@@ -27,11 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from almanac.core import spec
 from almanac.core.errors import RequestError, ShapeError
 from almanac.core.state import Context, Mixer, State
+from almanac.nn.attention.heads import HeadMaps, from_heads, head_maps, to_heads
 from almanac.nn.attention.scores import PLAIN, attend
-from almanac.nn.linear import Linear
+from almanac.nn.rows import require_shorter
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,7 @@ class NeighbourState(State):
 
     def trim(self, lengths: Sequence[int]) -> None:
         """Forgets tokens, and the neighbours of chunks that are then unfinished."""
-        if len(lengths) != len(self._lengths) or any(
-            not 0 <= wanted <= length for wanted, length in zip(lengths, self._lengths, strict=False)
-        ):
-            raise ShapeError(
-                f"Cannot trim rows of {self._lengths} tokens to {list(lengths)}",
-                remedy="Give one length per row, no longer than the row is.",
-            )
+        require_shorter(lengths, self._lengths)
         for row, (length, item) in enumerate(zip(lengths, self.known, strict=True)):
             if item is not None:
                 kept = length // self.chunk
@@ -85,14 +79,10 @@ class NeighbourState(State):
 
 
 class ChunkedCrossAttention(Mixer):
-    """x [b, t, h], context.encoder [b, u r, w] -> [b, t, h]."""
+    """x [b, t, h], context.encoder [b, u r, w] -> [b, t, h]; k and v map w to n d."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Spec(spec.Spec):
-        q: Linear.Spec
-        k: Linear.Spec  # w -> n d
-        v: Linear.Spec  # w -> n d
-        o: Linear.Spec
+    class Spec(HeadMaps):
         num_heads: int
         chunk: int  # c
         retrieved: int  # r
@@ -122,7 +112,7 @@ class ChunkedCrossAttention(Mixer):
         return NeighbourState([None] * rows, [0] * rows, self.chunk)
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
-        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [b, n, t, d]
+        q = to_heads(self.q(x), self.num_heads)  # [b, n, t, d]
         brought = self._brought(context)
         if isinstance(state, NeighbourState):
             after = self._continued(state, brought, x.shape[1])
@@ -130,11 +120,11 @@ class ChunkedCrossAttention(Mixer):
                 self._row(q[row], known, length)
                 for row, (known, length) in enumerate(zip(after.known, state.lengths, strict=True))
             ]
-            return self.o(torch.stack(rows).transpose(1, 2).flatten(2)), after
+            return self.o(from_heads(torch.stack(rows))), after
         if brought is None:
             raise RequestError("Nothing is known of the chunks", remedy="Give the context their neighbours.")
         y = self._whole(q, brought) if context.segments is None else self._packed(q, brought, context)
-        return self.o(y.transpose(1, 2).flatten(2)), None
+        return self.o(from_heads(y)), None
 
     def _brought(self, context: Context) -> tuple[Tensor, Tensor, Tensor] | None:
         """Keys and values [b, n, u, r, d] that the context brings, and whose they are, int64 [b, u, r]."""
@@ -146,7 +136,7 @@ class ChunkedCrossAttention(Mixer):
                 remedy="Give each chunk its number of vectors, in order.",
             )
         k, v = (
-            part(context.encoder).unflatten(-1, (self.num_heads, -1)).transpose(1, 2).unflatten(2, (-1, self.retrieved))
+            to_heads(part(context.encoder), self.num_heads).unflatten(2, (-1, self.retrieved))
             for part in (self.k, self.v)
         )
         owners = context.encoder_segments
@@ -233,7 +223,6 @@ def chunked_cross_attention(
     hidden: int, *, num_heads: int, chunk: int, retrieved: int, width: int | None = None
 ) -> ChunkedCrossAttention.Spec:
     """The spec of a layer from its few free sizes; ``width`` is that of the neighbours' vectors, if it is not ``hidden``."""
-    q = Linear.Spec(in_features=hidden, out_features=hidden, axes=("heads", "embed"))
-    kv = q.with_(in_features=width or hidden)
-    o = q.with_(axes=("embed", "heads"))
-    return ChunkedCrossAttention.Spec(q=q, k=kv, v=kv, o=o, num_heads=num_heads, chunk=chunk, retrieved=retrieved)
+    return ChunkedCrossAttention.Spec(
+        **head_maps(hidden, source=width), num_heads=num_heads, chunk=chunk, retrieved=retrieved
+    )

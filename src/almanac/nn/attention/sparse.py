@@ -20,14 +20,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from almanac.core import spec
 from almanac.core.errors import ShapeError, UnsupportedError
 from almanac.core.state import Context, Mixer, State
+from almanac.nn.attention.heads import HeadMaps, from_heads, head_maps, require_fixed_turns, require_shared, to_heads
 from almanac.nn.attention.kv import KeyValueState, stack_rows
 from almanac.nn.attention.masks import BothWays, Mask, PrefixLM, visible, visible_after
 from almanac.nn.attention.scores import Rule, attend
-from almanac.nn.linear import Linear
-from almanac.nn.positions.rope import ByLength, Rope
+from almanac.nn.positions.rope import Rope
 
 LAYOUTS = 16  # kept: of a training length or two, for each kind of layer
 
@@ -45,11 +44,7 @@ class SparseAttention(Mixer):
     """x [b, t, h] -> [b, t, h]."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Spec(spec.Spec):
-        q: Linear.Spec
-        k: Linear.Spec
-        v: Linear.Spec
-        o: Linear.Spec
+    class Spec(HeadMaps):
         num_heads: int
         num_kv_heads: int
         head_dim: int
@@ -60,18 +55,10 @@ class SparseAttention(Mixer):
         step: int = 1  # tokens between a tile's queries; a dilated mask's dilation
 
         def __post_init__(self) -> None:
-            if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-                raise ShapeError(
-                    f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads",
-                    remedy="Make the first a multiple of the second.",
-                )
+            require_shared(self.num_heads, self.num_kv_heads)
             if min(self.tile, self.step) < 1:
                 raise ShapeError(f"Tiles of {self.tile} queries {self.step} apart", remedy="Give one at least of each.")
-            if self.position is not None and isinstance(self.position.scaling, ByLength):
-                raise UnsupportedError(
-                    "Rotary positions that depend on the length, in sparse attention",
-                    remedy="Use another scaling, such as YaRN.",
-                )
+            require_fixed_turns(self.position, "in sparse attention")
 
         def build(self) -> SparseAttention:
             return SparseAttention(self)
@@ -93,9 +80,9 @@ class SparseAttention(Mixer):
         return KeyValueState.empty(rows, capacity)
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
-        q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [b, n, t, d]
-        k = self.k(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)  # [b, m, t, d]
-        v = self.v(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        q = to_heads(self.q(x), self.num_heads, self.head_dim)  # [b, n, t, d]
+        k = to_heads(self.k(x), self.num_kv_heads, self.head_dim)  # [b, m, t, d]
+        v = to_heads(self.v(x), self.num_kv_heads, self.head_dim)
         if self.position is not None:
             q, k = self.position(q, k, context)
         if isinstance(state, KeyValueState):
@@ -106,7 +93,7 @@ class SparseAttention(Mixer):
             y = attend(q, k, v, self._visible(context), self.rule)
         else:
             y = attend_tiles(q, k, v, self._tiles(context), self.rule)
-        return self.o(y.transpose(1, 2).flatten(2)), state
+        return self.o(from_heads(y)), state
 
     def _row(self, q: Tensor, k: Tensor, v: Tensor, prefix: Tensor | None) -> Tensor:
         """One row that continues its past: q [n, t, d]; k, v [m, l, d] -> [n, t, d]."""
@@ -192,13 +179,8 @@ def sparse_attention(
 ) -> SparseAttention.Spec:
     """The spec of a layer from its few free sizes."""
     head_dim, num_kv_heads = hidden // num_heads, num_kv_heads or num_heads
-    inward = Linear.Spec(in_features=hidden, out_features=num_heads * head_dim, axes=("heads", "embed"))
-    kv = inward.with_(out_features=num_kv_heads * head_dim, axes=("kv_heads", "embed"))
     return SparseAttention.Spec(
-        q=inward,
-        k=kv,
-        v=kv,
-        o=Linear.Spec(in_features=num_heads * head_dim, out_features=hidden, axes=("embed", "heads")),
+        **head_maps(hidden, num_heads * head_dim, kv_width=num_kv_heads * head_dim),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,

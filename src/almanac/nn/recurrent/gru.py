@@ -19,10 +19,9 @@ from torch import Tensor
 from almanac.core import spec
 from almanac.core.state import Context, Mixer, State
 from almanac.nn.linear import Linear
-from almanac.nn.recurrent.conv import Uniform
+from almanac.nn.recurrent.gates import Held, gate_maps, in_turn, require_gates
 from almanac.nn.recurrent.mamba import wide
 from almanac.nn.recurrent.scan import starts
-from almanac.nn.recurrent.shift import require
 from almanac.nn.recurrent.state import RecurrentState
 
 
@@ -36,10 +35,7 @@ class Gru(Mixer):
         out: Linear.Spec | None = None  # c -> h; None: c = h
 
         def __post_init__(self) -> None:
-            require(self.again.out_features, 3 * self.again.in_features, "again")
-            require(self.inward.out_features, self.again.out_features, "inward")
-            shown = self.again.in_features if self.out is None else self.out.out_features
-            require(shown, self.inward.in_features, "out")
+            require_gates(self.inward, self.again, self.out, 3)
 
         def build(self) -> Gru:
             return Gru(self)
@@ -55,17 +51,14 @@ class Gru(Mixer):
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         given = state if isinstance(state, RecurrentState) else self.init_state(x.shape[0], 0)
-        held = given.parts[0].to(x.device, wide(x).dtype)
-        begins, arriving = starts(context.segments), self.inward(x)
-        outputs: list[Tensor] = []
-        for time in range(x.shape[1]):
-            if begins is not None:
-                held = held.masked_fill(begins[:, time, None], 0.0)
-            held = step(wide(arriving[:, time]), wide(self.again(held.to(x.dtype))), held)
-            outputs.append(held)
-        y = torch.stack(outputs, dim=1).to(x.dtype)
+        arriving = self.inward(x)
+
+        def token(time: int, held: Held) -> Held:
+            return (step(wide(arriving[:, time]), wide(self.again(held[0].to(x.dtype))), held[0]),)
+
+        y, held = in_turn(x, given.parts, token, starts(context.segments))
         y = y if self.out is None else self.out(y)
-        return y, given.after((held,), x.shape[1]) if state is not None else None
+        return y, given.after(held, x.shape[1]) if state is not None else None
 
 
 def step(arriving: Tensor, again: Tensor, held: Tensor) -> Tensor:
@@ -77,14 +70,4 @@ def step(arriving: Tensor, again: Tensor, held: Tensor) -> Tensor:
 
 def gru(hidden: int, *, cells: int | None = None) -> Gru.Spec:
     """The spec of a layer of ``cells`` (as many as hidden channels unless said)."""
-    width = cells or hidden
-    narrow = Uniform(bound=width**-0.5)
-    return Gru.Spec(
-        inward=Linear.Spec(
-            in_features=hidden, out_features=3 * width, bias=True, axes=("ffn", "embed"), initialiser=narrow
-        ),
-        again=Linear.Spec(
-            in_features=width, out_features=3 * width, bias=True, axes=("ffn", "none"), initialiser=narrow
-        ),
-        out=None if width == hidden else Linear.Spec(in_features=width, out_features=hidden, axes=("embed", "ffn")),
-    )
+    return Gru.Spec(**gate_maps(hidden, cells, 3))

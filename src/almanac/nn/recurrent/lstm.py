@@ -21,10 +21,9 @@ from torch import Tensor
 from almanac.core import spec
 from almanac.core.state import Context, Mixer, State
 from almanac.nn.linear import Linear
-from almanac.nn.recurrent.conv import Uniform
+from almanac.nn.recurrent.gates import Held, gate_maps, in_turn, require_gates
 from almanac.nn.recurrent.mamba import wide
 from almanac.nn.recurrent.scan import starts
-from almanac.nn.recurrent.shift import require
 from almanac.nn.recurrent.state import RecurrentState
 
 
@@ -38,10 +37,7 @@ class Lstm(Mixer):
         out: Linear.Spec | None = None  # c -> h; None: c = h
 
         def __post_init__(self) -> None:
-            require(self.again.out_features, 4 * self.again.in_features, "again")
-            require(self.inward.out_features, self.again.out_features, "inward")
-            shown = self.again.in_features if self.out is None else self.out.out_features
-            require(shown, self.inward.in_features, "out")
+            require_gates(self.inward, self.again, self.out, 4)
 
         def build(self) -> Lstm:
             return Lstm(self)
@@ -57,18 +53,15 @@ class Lstm(Mixer):
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         given = state if isinstance(state, RecurrentState) else self.init_state(x.shape[0], 0)
-        shown, cell = (part.to(x.device, wide(x).dtype) for part in given.parts)
-        begins, gates = starts(context.segments), self.inward(x)
-        outputs: list[Tensor] = []
-        for time in range(x.shape[1]):
-            if begins is not None:
-                anew = begins[:, time, None]
-                shown, cell = shown.masked_fill(anew, 0.0), cell.masked_fill(anew, 0.0)
-            shown, cell = step(wide(gates[:, time] + self.again(shown.to(x.dtype))), cell)
-            outputs.append(shown)
-        y = torch.stack(outputs, dim=1).to(x.dtype)
+        gates = self.inward(x)
+
+        def token(time: int, held: Held) -> Held:
+            shown, cell = held
+            return step(wide(gates[:, time] + self.again(shown.to(x.dtype))), cell)
+
+        y, held = in_turn(x, given.parts, token, starts(context.segments))
         y = y if self.out is None else self.out(y)
-        return y, given.after((shown, cell), x.shape[1]) if state is not None else None
+        return y, given.after(held, x.shape[1]) if state is not None else None
 
 
 def step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,14 +73,4 @@ def step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 
 def lstm(hidden: int, *, cells: int | None = None) -> Lstm.Spec:
     """The spec of a layer of ``cells`` (as many as hidden channels unless said)."""
-    width = cells or hidden
-    narrow = Uniform(bound=width**-0.5)
-    return Lstm.Spec(
-        inward=Linear.Spec(
-            in_features=hidden, out_features=4 * width, bias=True, axes=("ffn", "embed"), initialiser=narrow
-        ),
-        again=Linear.Spec(
-            in_features=width, out_features=4 * width, bias=True, axes=("ffn", "none"), initialiser=narrow
-        ),
-        out=None if width == hidden else Linear.Spec(in_features=width, out_features=hidden, axes=("embed", "ffn")),
-    )
+    return Lstm.Spec(**gate_maps(hidden, cells, 4))

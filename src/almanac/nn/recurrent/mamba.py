@@ -33,6 +33,7 @@ from almanac.nn.linear import Linear
 from almanac.nn.recurrent.conv import CausalConv, Uniform
 from almanac.nn.recurrent.learned import Learned
 from almanac.nn.recurrent.scan import scan, starts
+from almanac.nn.recurrent.shift import require
 from almanac.nn.recurrent.state import RecurrentState
 
 STEPS = (1e-3, 1e-1)  # section 3.6: where the steps begin
@@ -70,7 +71,7 @@ class Selective(Site):
         c_norm: spec.Spec | None = None
 
         def __post_init__(self) -> None:
-            _require_size(self.project.out_features, self.step.in_features + 2 * self.num_states, "project")
+            require(self.project.out_features, self.step.in_features + 2 * self.num_states, "project")
 
         def build(self) -> Selective:
             return Selective(self)
@@ -100,8 +101,8 @@ class Invariant(Site):
         num_states: int
 
         def __post_init__(self) -> None:
-            _require_size(*self.b.size, self.num_states, "b")
-            _require_size(*self.c.size, self.num_states, "c")
+            require(*self.b.size, self.num_states, "b")
+            require(*self.c.size, self.num_states, "c")
 
         def build(self) -> Invariant:
             return Invariant(self)
@@ -139,12 +140,12 @@ class Mamba(Mixer):
             ):
                 if part.size != size:
                     raise ShapeError(f"{name!r} has {part.size} where {size} are needed", remedy="Give it that size.")
-            _require_size(self.conv.channels, self.inward.out_features, "conv")
-            _require_size(self.out.in_features, self.inward.out_features, "out")
+            require(self.conv.channels, self.inward.out_features, "conv")
+            require(self.out.in_features, self.inward.out_features, "out")
             if self.gate is not None:
-                _require_size(self.gate.out_features, self.inward.out_features, "gate")
+                require(self.gate.out_features, self.inward.out_features, "gate")
             if isinstance(self.selection, Selective.Spec | Invariant.Spec):
-                _require_size(self.selection.num_states, self.num_states, "selection")
+                require(self.selection.num_states, self.num_states, "selection")
 
         def build(self) -> Mamba:
             return Mamba(self)
@@ -226,13 +227,6 @@ def log_spaced(count: int) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """At least float32: a recurrence adds up rounding."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _require_size(found: int, expected: int, name: str) -> None:
-    if found != expected:
-        raise ShapeError(
-            f"{name!r} has {found} where {expected} are needed", remedy="Make the sizes of the layer's parts agree."
-        )
 
 
 def mamba(

@@ -85,10 +85,7 @@ class Rwkv6(Mixer):
 
         def __post_init__(self) -> None:
             inner = self.o.in_features
-            if inner % self.num_heads:
-                raise ShapeError(
-                    f"{inner} channels in {self.num_heads} heads", remedy="Heads must divide the channels."
-                )
+            require_heads(inner, self.num_heads)
             for name, part in (("r", self.r), ("k", self.k), ("v", self.v), ("g", self.g)):
                 require(part.out_features, inner, name)
             require(self.decay.up.out_features, inner, "decay")
@@ -101,23 +98,21 @@ class Rwkv6(Mixer):
 
     def __init__(self, spec: Rwkv6.Spec) -> None:
         super().__init__()
+        self.hidden, self.num_heads = spec.r.in_features, spec.num_heads
+        self.head_dim = spec.o.in_features // spec.num_heads
         self.share = spec.share.build()
         self.share_r, self.share_k, self.share_v = spec.share_r.build(), spec.share_k.build(), spec.share_v.build()
         self.share_g, self.share_decay = spec.share_g.build(), spec.share_decay.build()
         self.r, self.k, self.v, self.g = spec.r.build(), spec.k.build(), spec.v.build(), spec.g.build()
         self.decay, self.bonus = spec.decay.build(), spec.bonus.build()
         self.norm, self.o = spec.norm.build(), spec.o.build()
-        self.num_heads, self.hidden = spec.num_heads, spec.r.in_features
-        self.head_dim = spec.o.in_features // spec.num_heads
 
     def init_state(self, rows: int, capacity: int) -> RecurrentState:
         return RecurrentState.empty(rows, (self.hidden,), (self.num_heads, self.head_dim, self.head_dim))
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         given = state if isinstance(state, RecurrentState) else self.init_state(x.shape[0], 0)
-        last, memory = (part.to(x.device) for part in given.parts)
-        earlier, last = shifted(x, last, context.segments)
-        change = earlier - x
+        change, last, memory = recalled(x, given, context.segments)
         seen = x + change * self.share()
         shares = (self.share_r, self.share_k, self.share_v, self.share_g, self.share_decay)
         parts = (self.r, self.k, self.v, self.g, self.decay)
@@ -130,6 +125,19 @@ class Rwkv6(Mixer):
         y, memory = attend((r, k, v, w), memory.to(r.dtype), bonus=bonus, segments=context.segments)
         y = self.norm(y.transpose(1, 2).flatten(2)).to(x.dtype)
         return self.o(F.silu(g) * y), given.after((wide(last), memory), x.shape[1]) if state is not None else None
+
+
+def require_heads(channels: int, num_heads: int) -> None:
+    """Raises ShapeError where heads do not divide the channels."""
+    if channels % num_heads:
+        raise ShapeError(f"{channels} channels in {num_heads} heads", remedy="Heads must divide the channels.")
+
+
+def recalled(x: Tensor, given: RecurrentState, segments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """x̃ = x_{t-1} - x_t [b, t, h] as a state goes on, the last token [b, h], and the S [b, n, d, d] of the state."""
+    last, memory = (part.to(x.device) for part in given.parts)
+    earlier, last = shifted(x, last, segments)
+    return earlier - x, last, memory
 
 
 def low_rank(inputs: int, outputs: int, rank: int, *, base: Learned.Spec | None, tanh: bool = True) -> LowRank.Spec:

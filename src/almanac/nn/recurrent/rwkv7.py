@@ -31,8 +31,8 @@ from almanac.nn.linear import Linear
 from almanac.nn.recurrent.fading import attend
 from almanac.nn.recurrent.learned import Learned
 from almanac.nn.recurrent.mamba import wide
-from almanac.nn.recurrent.rwkv6 import GroupedLayerNorm, low_rank
-from almanac.nn.recurrent.shift import LowRank, Spread, require, shifted
+from almanac.nn.recurrent.rwkv6 import GroupedLayerNorm, low_rank, recalled, require_heads
+from almanac.nn.recurrent.shift import LowRank, Spread, require
 from almanac.nn.recurrent.state import RecurrentState
 
 FASTEST = -math.exp(-0.5)  # log of the strongest decay, equation 12
@@ -74,10 +74,7 @@ class Rwkv7(Mixer):
 
         def __post_init__(self) -> None:
             inner = self.o.in_features
-            if inner % self.num_heads:
-                raise ShapeError(
-                    f"{inner} channels in {self.num_heads} heads", remedy="Heads must divide the channels."
-                )
+            require_heads(inner, self.num_heads)
             widths = {"r": self.r, "k": self.k, "v": self.v, "decay": self.decay.up, "rate": self.rate.up}
             widths |= {"gate": self.gate.up} | ({"renew": self.renew.up} if self.renew is not None else {})
             for name, part in widths.items():
@@ -91,6 +88,8 @@ class Rwkv7(Mixer):
 
     def __init__(self, spec: Rwkv7.Spec) -> None:
         super().__init__()
+        self.hidden, self.num_heads = spec.r.in_features, spec.num_heads
+        self.head_dim = spec.o.in_features // spec.num_heads
         self.share_r, self.share_w, self.share_k = spec.share_r.build(), spec.share_w.build(), spec.share_k.build()
         self.share_v, self.share_a, self.share_g = spec.share_v.build(), spec.share_a.build(), spec.share_g.build()
         self.r, self.k, self.v, self.o = spec.r.build(), spec.k.build(), spec.v.build(), spec.o.build()
@@ -98,17 +97,13 @@ class Rwkv7(Mixer):
         self.renew = spec.renew.build() if spec.renew is not None else None
         self.removal, self.replacement = spec.removal.build(), spec.replacement.build()
         self.bonus, self.norm = spec.bonus.build(), spec.norm.build()
-        self.num_heads, self.hidden = spec.num_heads, spec.r.in_features
-        self.head_dim = spec.o.in_features // spec.num_heads
 
     def init_state(self, rows: int, capacity: int) -> RecurrentState:
         return RecurrentState.empty(rows, (self.hidden,), (self.num_heads, self.head_dim, self.head_dim))
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         given = state if isinstance(state, RecurrentState) else self.init_state(x.shape[0], 0)
-        last, memory = (part.to(x.device) for part in given.parts)
-        earlier, last = shifted(x, last, context.segments)
-        change = earlier - x
+        change, last, memory = recalled(x, given, context.segments)
         r, k = self.r(x + change * self.share_r()), self.k(x + change * self.share_k())
         v = self._value(x + change * self.share_v(), context)
         faded = self.decay(x + change * self.share_w())

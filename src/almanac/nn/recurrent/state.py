@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from almanac.core.errors import ShapeError, UnsupportedError
+from almanac.core.errors import UnsupportedError
 from almanac.core.state import State
+from almanac.nn.rows import require_shorter
 
 
 class RecurrentState(State):
@@ -39,13 +40,7 @@ class RecurrentState(State):
         return RecurrentState(self.parts, self._lengths)
 
     def require_trimmable(self, lengths: Sequence[int]) -> None:
-        if len(lengths) != len(self._lengths) or any(
-            not 0 <= wanted <= length for wanted, length in zip(lengths, self._lengths, strict=False)
-        ):
-            raise ShapeError(
-                f"Cannot trim rows of {self._lengths} tokens to {list(lengths)}",
-                remedy="Give one length per row, no longer than the row is.",
-            )
+        require_shorter(lengths, self._lengths)
         if any(wanted not in (0, length) for wanted, length in zip(lengths, self._lengths, strict=True)):
             raise UnsupportedError(
                 f"A recurrent state of {self._lengths} tokens cannot be taken back to {list(lengths)}: it keeps no past",

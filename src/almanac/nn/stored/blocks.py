@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from almanac.core.errors import ShapeError
-from almanac.core.weight import StoredWeight, by_group
+from almanac.core.weight import StoredWeight
 from almanac.nn.stored import kernels
 
 
@@ -50,11 +50,7 @@ class BlockWeight(StoredWeight):
         return self._rows(self.codes[index])
 
     def grouped(self, x: Tensor, ends: Tensor) -> Tensor:
-        def product(rows: Tensor, index: int) -> Tensor:
-            fast = kernels.linear(rows, self.codes[index], self.shape[-1], self.format.ggml_id)
-            return torch.nn.functional.linear(rows, self.expert(index).to(x.dtype)) if fast is None else fast
-
-        return by_group(x, ends, self.shape[1], product)
+        return kernels.grouped(x, ends, self.codes, self.shape[-1], self.format.ggml_id, self.expert)
 
     def _rows(self, codes: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
@@ -64,10 +60,7 @@ class BlockWeight(StoredWeight):
         return self.format.dequantize(codes)
 
     def linear(self, x: Tensor) -> Tensor:
-        fast = kernels.linear(x, self.codes, self.shape[1], self.format.ggml_id)
-        if fast is not None:
-            return fast
-        return torch.nn.functional.linear(x, self.dense().to(x.dtype))
+        return kernels.product(x, self.codes, self.shape[1], self.format.ggml_id, self.dense)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.format.dequantize(self.codes[ids.reshape(-1)]).view(*ids.shape, self.shape[1])

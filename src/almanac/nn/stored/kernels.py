@@ -14,13 +14,15 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from almanac.core.weight import by_group
 
 SOURCE = Path(__file__).with_name("blocks.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared")
@@ -66,6 +68,23 @@ def linear(x: Tensor, blocks: Tensor, in_features: int, format_id: int) -> Tenso
         )
     )  # fmt: skip
     return y
+
+
+def product(x: Tensor, blocks: Tensor, in_features: int, format_id: int, dense: Callable[[], Tensor]) -> Tensor:
+    """`linear`, or where that is not available the product with the weight that ``dense`` gives, [out, in]."""
+    fast = linear(x, blocks, in_features, format_id)
+    return torch.nn.functional.linear(x, dense().to(x.dtype)) if fast is None else fast
+
+
+def grouped(
+    x: Tensor, ends: Tensor, blocks: Tensor, in_features: int, format_id: int, dense: Callable[[int], Tensor]
+) -> Tensor:
+    """`product` of the rows of every group [n, in] with its own blocks uint8 [groups, out, row_bytes] -> [n, out]."""
+
+    def of_group(rows: Tensor, group: int) -> Tensor:
+        return product(rows, blocks[group], in_features, format_id, lambda: dense(group))
+
+    return by_group(x, ends, blocks.shape[1], of_group)
 
 
 def expand(blocks: Tensor, in_features: int, format_id: int) -> Tensor | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from almanac.core.errors import ShapeError
-from almanac.core.weight import StoredWeight, by_group
+from almanac.core.weight import StoredWeight
 from almanac.nn.stored import kernels
 
 FORMAT_ID = 1000  # in blocks.c
@@ -39,21 +38,14 @@ class RowwiseInt8(StoredWeight):
         return self._rows(self.codes[index])
 
     def grouped(self, x: Tensor, ends: Tensor) -> Tensor:
-        def product(rows: Tensor, index: int) -> Tensor:
-            fast = kernels.linear(rows, self.codes[index], self.shape[-1], FORMAT_ID)
-            return F.linear(rows, self.expert(index).to(x.dtype)) if fast is None else fast
-
-        return by_group(x, ends, self.shape[1], product)
+        return kernels.grouped(x, ends, self.codes, self.shape[-1], FORMAT_ID, self.expert)
 
     def _rows(self, codes: Tensor) -> Tensor:
         fast = None if torch.compiler.is_compiling() else kernels.expand(codes, self.shape[-1], FORMAT_ID)
         return _expand(codes) if fast is None else fast
 
     def linear(self, x: Tensor) -> Tensor:
-        fast = kernels.linear(x, self.codes, self.shape[1], FORMAT_ID)
-        if fast is not None:
-            return fast
-        return F.linear(x, self.dense().to(x.dtype))
+        return kernels.product(x, self.codes, self.shape[1], FORMAT_ID, self.dense)
 
     def embed(self, ids: Tensor) -> Tensor:
         return _expand(self.codes[ids.reshape(-1)]).view(*ids.shape, self.shape[1])
