@@ -11,8 +11,8 @@ from language_model.small import language_model
 from almanac.assistant.ask import open_assistant
 from almanac.assistant.build import build
 from almanac.assistant.settings import BuildSettings
-from almanac.assistant.stages import StageEvent
 from almanac.core.errors import AlmanacError, LockedError, NotFoundError, UnsupportedError
+from almanac.files.stages import StageEvent
 from almanac.files.store import Lock
 from almanac.language_model.certify import verify_model
 

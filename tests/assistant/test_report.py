@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from almanac.assistant import card, plots, report
+from almanac.assistant import card, report
+from almanac.files import svg
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -68,10 +69,10 @@ def test_the_card_says_what_it_is_and_what_it_is_not(built: Path) -> None:
 
 def test_bars_are_as_long_as_their_values() -> None:
     interval = {"mean": 0.5, "low": 0.25, "high": 1.0}
-    drawn = plots.grouped([("a", [interval, None])], ["before", "after"])
+    drawn = svg.grouped([("a", [interval, None])], ["before", "after"])
     wide = [float(found) for found in re.findall(r'<rect class="[abc]" x="300" y="\d+" width="([\d.]+)"', drawn)]
-    assert wide[1:] == [0.5 * (plots.WIDTH - 300 - 60)] and "none" in drawn
-    line = plots.line([[1, 2.0], [2, 1.0], [3, 0.0]], x="step", y="loss")
+    assert wide[1:] == [0.5 * (svg.WIDTH - 300 - 60)] and "none" in drawn
+    line = svg.line([[1, 2.0], [2, 1.0], [3, 0.0]], x="step", y="loss")
     points = [tuple(map(float, pair.split(","))) for pair in re.findall(r'points="([^"]+)"', line)[0].split()]
     assert points[0][1] < points[1][1] < points[2][1] and points[2][1] == 10 + 180
-    assert plots.line([[1, 2.0]], x="step", y="loss") == ""
+    assert svg.line([[1, 2.0]], x="step", y="loss") == ""

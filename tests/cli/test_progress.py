@@ -14,7 +14,7 @@ from almanac.cli.progress import Lines, pace, reporting
 
 @dataclass(frozen=True)
 class Event:
-    """As ``assistant.stages.StageEvent``."""
+    """As ``files.stages.StageEvent``."""
 
     stage: str
     done: int

@@ -20,11 +20,11 @@ from almanac.assistant.confidence import Confidence
 from almanac.assistant.indexing import Indexing
 from almanac.assistant.prompt import messages
 from almanac.assistant.settings import BuildSettings
-from almanac.assistant.stages import Report, StageEvent, StageReport, Stages, Summary
 from almanac.compress.quantize.int8 import Int8
 from almanac.core.errors import NotFoundError, UnsupportedError
 from almanac.core.technique import Technique
 from almanac.data.grounded import GroundedExample, make_grounded, split_by_document
+from almanac.files.stages import Report, StageEvent, StageReport, Stages, Summary
 from almanac.files.store import Lock, write_json
 from almanac.files.strict_json import read_json
 from almanac.language_model.encoder import TextEncoder, load_encoder

@@ -13,8 +13,8 @@ from typing import Any
 from almanac.assistant.ask import INDEX
 from almanac.assistant.documents import chunked, languages_of, policy_of
 from almanac.assistant.settings import BuildSettings
-from almanac.assistant.stages import StageReport, Summary
 from almanac.core.errors import NotFoundError, UnsupportedError
+from almanac.files.stages import StageReport, Summary
 from almanac.files.store import write_json
 from almanac.files.strict_json import read_json
 from almanac.language_model.encoder import TextEncoder

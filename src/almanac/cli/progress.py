@@ -12,7 +12,7 @@ from almanac.cli.printing import duration, emit, note, visible
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from almanac.assistant.stages import StageEvent
+    from almanac.files.stages import StageEvent
 
 Report = Callable[["StageEvent"], None]
 
