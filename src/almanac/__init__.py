@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from almanac.language_model.encoder import load_encoder
     from almanac.language_model.load import load
     from almanac.language_model.model import LanguageModel
+    from almanac.pretrain.run import pretrain
     from almanac.serve.app import serve
 
 _PLACES = {
@@ -37,6 +38,7 @@ _PLACES = {
     "load_encoder": "almanac.language_model.encoder",
     "open_assistant": "almanac.assistant.ask",
     "remove_document": "almanac.assistant.documents",
+    "pretrain": "almanac.pretrain.run",
     "sampling": "almanac.generate.sampling",
     "serve": "almanac.serve.app",
     "verify_model": "almanac.language_model.certify",
@@ -55,6 +57,7 @@ __all__ = [
     "load",
     "load_encoder",
     "open_assistant",
+    "pretrain",
     "remove_document",
     "sampling",
     "serve",

@@ -133,7 +133,7 @@ def test_unknown_names_suggest_known_ones() -> None:
     with pytest.raises(ArchitectureError, match="Known are"):
         family_for("zzzz")
     with pytest.raises(ArchitectureError, match="llama"):
-        family_for_gguf("gptneox")
+        family_for_gguf("rwkv7")
 
 
 @every_family

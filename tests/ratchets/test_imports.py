@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "train generate",
         "verify",
         "language_model",
-        "align reason evaluate retrieve learn trust",
+        "align pretrain reason evaluate retrieve learn trust",
         "agents",
         "assistant",
         "serve",

@@ -29,6 +29,7 @@ PUBLIC = [
     "load",
     "load_encoder",
     "open_assistant",
+    "pretrain",
     "remove_document",
     "sampling",
     "serve",

@@ -24,7 +24,7 @@ from almanac.data import collate
 from almanac.files.store import Lock
 from almanac.train import training
 from almanac.train.checkpoint import Checkpoints
-from almanac.train.events.event import Event, StepDone
+from almanac.train.events.event import Event, Listener, StepDone
 from almanac.train.run_folder import read_run
 
 FACTOR = int(os.environ.get("ALMANAC_KILLS", "1"))
@@ -109,7 +109,7 @@ def test_killed_at_every_commit_point(worker: Worker, tmp_path: Path) -> None:
     assert call > 30 and steps_after_kill == {0, 2, 4, 6}
 
 
-def stopped_at(folder: Path, step: int) -> None:
+def stopped_at(folder: Path, step: int, *, keepers: tuple[Listener, ...] = (), **changes: Any) -> None:
     """A run that was asked to stop once it had done ``step`` steps."""
     stop = threading.Event()
 
@@ -117,7 +117,7 @@ def stopped_at(folder: Path, step: int) -> None:
         if isinstance(event, StepDone) and event.step == step:
             stop.set()
 
-    assert not small_run.run(folder, steps=STEPS, listeners=(listener,), stop=stop).finished
+    assert not small_run.run(folder, listeners=(*keepers, listener), stop=stop, **{"steps": STEPS, **changes}).finished
 
 
 @pytest.mark.parametrize(

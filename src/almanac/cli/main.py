@@ -29,6 +29,12 @@ VERBS = {
     "export": ("almanac.cli.export:export", "Models", "Write a model in a format that other programs read."),
     "verify": ("almanac.cli.verify:verify", "Models", "Hold a model against its certificate."),
     "describe": ("almanac.cli.describe:describe", "Models", "Show what a model is and what it costs."),
+    "tokenizer": (
+        "almanac.cli.tokenizer:tokenizer",
+        "Models",
+        "Train a tokenizer, or report what one will cost a model.",
+    ),
+    "pretrain": ("almanac.cli.pretrain:pretrain", "Models", "Train a model from nothing on a folder of text."),
     "list": ("almanac.cli.listing:listing", "Workbench", "Show the models, techniques and aliases that there are."),
     "evidence": (
         "almanac.cli.evidence:evidence",

@@ -74,7 +74,7 @@ def line(points: Sequence[Sequence[float]], *, x: str, y: str) -> str:
         return ""
     left, height = 60, 220
     first, last = points[0][0], points[-1][0]
-    high = max(point[1] for point in points) * 1.05
+    high = max(point[1] for point in points) * 1.05 or 1.0  # all of it 0: any scale will do
     wide, tall = WIDTH - left - 20, height - 40
     path = " ".join(
         f"{left + wide * (px - first) / max(last - first, 1e-9):.1f},{10 + tall * (1 - py / high):.1f}"

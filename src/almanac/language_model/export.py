@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from almanac.files.staging import move_into_place, staging
 from almanac.files.store import sync_folder, write_atomic
 from almanac.language_model.load import load_gguf
 from almanac.language_model.save import save
-from almanac.models.gguf_file import Row, described, fused, gguf_order
+from almanac.models.gguf_file import Row, described, fused, gguf_order, laid_out
 from almanac.models.hub_folder import family_of
 from almanac.models.tensor_layout import Same
 from almanac.nn.encoder_decoder import EncoderDecoder
@@ -90,9 +91,9 @@ def export_gguf(lm: LanguageModel, path: Path, quantization: str | None) -> Path
     family, metadata, more = described(source.spec, lm.family)
     rows: list[tuple[str, Row]] = []
     worst = 0.0
-    for name, leaf_format, tensor, shape in _rows(source, quantization or "F16"):
-        target, ordered = gguf_order(name, tensor, family, source.spec)
-        rows.append((target, (name, leaf_format, ordered, shape)))
+    for name, leaf_format, tensor, shape in _rows(source, quantization or "F16", laid_out(family, source.spec)):
+        for target, ordered in gguf_order(name, tensor, family, source.spec):
+            rows.append((target, (name, leaf_format, ordered, tuple(ordered.shape) if leaf_format == "F32" else shape)))
         packed_already = keep and leaf_format not in ("F16", "F32")
         worst = max(worst, 0.0 if packed_already else LOSS_BOUNDS.get(leaf_format, 0.0))
     tensors = fused(rows, family, source.spec)
@@ -163,17 +164,21 @@ def _words(lm: LanguageModel) -> dict[str, Any]:
     return metadata
 
 
-def _rows(lm: LanguageModel, chosen: str) -> list[Row]:
-    """A row for every parameter, in module order."""
+def _rows(lm: LanguageModel, chosen: str, dense: Collection[str]) -> list[Row]:
+    """A row for every parameter, in module order; the weights of the modules ``dense`` as they are."""
     out: list[Row] = []
     leaves = {path: module for path, module in lm.network.named_modules() if isinstance(module, Leaf)}
     seen: set[str] = set()
     for name, parameter in lm.network.named_parameters():
         owner = name.removesuffix(".codes").removesuffix(".weight")
         leaf = leaves.get(owner)
-        if leaf is not None and isinstance(leaf.weight, BlockWeight):
-            if owner not in seen:
-                seen.add(owner)
+        if leaf is not None and (owner in dense or isinstance(leaf.weight, BlockWeight)):
+            if owner in seen:
+                continue
+            seen.add(owner)
+            if owner in dense:
+                out.append((f"{owner}.weight", "F32", leaf.dense_weight().detach().float(), tuple(leaf.shape)))
+            elif isinstance(leaf.weight, BlockWeight):
                 out.append((f"{owner}.weight", leaf.weight.format.name, leaf.weight.codes.detach(), tuple(leaf.shape)))
         elif leaf is not None and parameter is leaf.weight and parameter.dim() >= 2:
             format = _fitting(chosen, parameter.shape[-1], is_embedding=owner in ("embed", "head.projection"))

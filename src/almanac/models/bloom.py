@@ -4,9 +4,12 @@ values of each head together in one matrix.
 
 from __future__ import annotations
 
+from almanac.core.errors import UnsupportedError
 from almanac.models.decoder_frame import decoder
 from almanac.models.dense_decoder import also_without, either, head_dim_of, parts_of, silent, sizes
 from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
+from almanac.models.gguf_fields import REMEDY, Entry, GgufFields
+from almanac.models.gguf_names import AROUND, DENSE, FUSED_MIXER, NORMS, named
 from almanac.models.tensor_layout import PerHead
 from almanac.nn.activation import GeluTanh
 from almanac.nn.attention.full import attention
@@ -72,4 +75,32 @@ def write(spec: Decoder.Spec) -> Config | None:
     }
 
 
-FAMILY = Family("bloom", "BloomForCausalLM", read, write, keys, tiny={"seq_length": 64})
+def from_gguf(config: Config) -> Config:
+    """The configuration, whose channels can have one width alone. Raises UnsupportedError for another."""
+    if (inner := config["intermediate_size"]) != 4 * config["hidden_size"]:
+        raise UnsupportedError(
+            f"A BLOOM with channels of {inner} for a width of {config['hidden_size']}", remedy=REMEDY
+        )
+    return config
+
+
+GGUF = GgufFields(
+    entries=(Entry("attention.layer_norm_epsilon", "layer_norm_epsilon"),),
+    renamed=THEIRS,
+    rotary=False,
+    factors=False,
+    flags={},
+    inward=from_gguf,
+    outward=lambda config: {**config, "intermediate_size": 4 * config["hidden_size"]},
+    keys=(*AROUND, named("embed_norm", "token_embd_norm"), *NORMS, *FUSED_MIXER, *DENSE),
+)
+FAMILY = Family(
+    "bloom",
+    "BloomForCausalLM",
+    read,
+    write,
+    keys,
+    gguf="bloom",
+    gguf_fields=GGUF,
+    tiny={"seq_length": 64},
+)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from almanac.core.errors import UnsupportedError
 from almanac.files.quoting import quoted
-from almanac.models.deepseek_v3 import TINY, keys, read_latent, write_latent
+from almanac.models.deepseek_v3 import GGUF, TINY, keys, read_latent, to_gguf, write_latent
 from almanac.models.expert_decoder import mixture_of
 from almanac.models.family import Config, Family, Fields
 from almanac.nn.channel.moe.routing import Groups, SoftmaxTop
@@ -60,5 +62,7 @@ FAMILY = Family(
     read,
     write,
     keys,
+    gguf="deepseek2",
+    gguf_fields=replace(GGUF, outward=lambda config: {**to_gguf(config), "gating": 1}, needs=()),
     tiny={**TINY, "topk_method": LIMITED, "routed_scaling_factor": 2.0},
 )

@@ -25,9 +25,12 @@ from almanac.models.expert_decoder import (
 )
 from almanac.models.family import Config, Family, Fields, Key
 from almanac.models.gated_decoder import defaulted
+from almanac.models.gguf_fields import REMEDY, RMS_EPSILON, Entry, GgufFields, Sizes, read_stack
+from almanac.models.gguf_names import AROUND, EXPERTS, NORMS, SHARED, in_layer, named, tensor
 from almanac.models.llama import KEYS as LLAMA
 from almanac.models.llama import read_decoder
 from almanac.models.rope_config import read_rope, write_rope, yarn_temperature
+from almanac.models.tensor_layout import KeysAndValues
 from almanac.nn.attention.latent import LatentAttention, latent_attention
 from almanac.nn.block import Block
 from almanac.nn.channel.gated import Gated, gated
@@ -213,6 +216,114 @@ def keys(spec: Decoder.Spec) -> tuple[Key, ...]:
     return (*KEYS, router, bias, *expert_keys(count_of(spec)), *shared_keys("shared_experts"))
 
 
+def gguf_keys(spec: Decoder.Spec) -> tuple[Key, ...]:
+    """The name table of GGUF, where keys and values are made of the latent vector by two tensors."""
+    mixer, ours, theirs = spec.layers[0].mixer, "layers.{i}.mixer.", "blk.{i}."
+    assert isinstance(mixer, LatentAttention.Spec)
+    split = KeysAndValues(heads=mixer.num_heads, key_dim=mixer.key_dim)
+    return (
+        *AROUND,
+        *NORMS,
+        *in_layer(attn_q="mixer.q", attn_q_a="mixer.q.down", attn_q_a_norm="mixer.q.norm", attn_q_b="mixer.q.up"),
+        *in_layer(attn_kv_a_mqa="mixer.kv_down", attn_kv_a_norm="mixer.kv_norm", attn_output="mixer.o"),
+        named(ours + "kv_up", (theirs + "attn_k_b", theirs + "attn_v_b"), split),
+        *in_layer(ffn_gate="channel.gate", ffn_up="channel.up", ffn_down="channel.down"),
+        *EXPERTS,
+        *(key for key in SHARED if not str(key.ours).endswith("shared_gate")),
+        tensor("layers.{i}.channel.router.correction", theirs + "exp_probs_b.bias"),
+    )
+
+
+def read_latent_sizes(metadata: Fields) -> Config:
+    """The sizes of latent attention, which GGUF tells twice: as one wide key-value head, and as what heads make of it."""
+    rank, turned = metadata.integer("attention.kv_lora_rank"), metadata.integer("rope.dimension_count")
+    key, value = metadata.integer("attention.key_length_mla"), metadata.integer("attention.value_length_mla")
+    wide = {"head_count_kv": 1, "key_length": rank + turned, "value_length": rank}
+    if any(metadata.integer(f"attention.{name}") != size for name, size in wide.items()) or key <= turned:
+        raise UnsupportedError(f"{metadata.origin}: latent attention that is not one wide head", remedy=REMEDY)
+    return read_stack(metadata) | {
+        "intermediate_size": metadata.integer("feed_forward_length"),
+        "num_attention_heads": metadata.integer("attention.head_count"),
+        "head_dim": turned,  # of which all is turned
+        "kv_lora_rank": rank,
+        "qk_nope_head_dim": key - turned,
+        "qk_rope_head_dim": turned,
+        "v_head_dim": value,
+    }
+
+
+def write_latent_sizes(config: Config, head_dim: int) -> Config:
+    """The inverse of `read_latent_sizes`."""
+    rank, turned = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    return {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": 1,
+        "attention.key_length": rank + turned,
+        "attention.value_length": rank,
+        "attention.kv_lora_rank": rank,
+        "attention.key_length_mla": config["qk_nope_head_dim"] + turned,
+        "attention.value_length_mla": config["v_head_dim"],
+    }
+
+
+GATING = 2  # by sigmoid, in GGUF
+LITE = (26, 27)  # layers: llama.cpp takes a model of so many for one whose queries are not of low rank, and no other
+EPSILON = 1e-6  # of the norms within the attention, whatever that of the others; GGUF has one for all
+
+
+def from_gguf(config: Config) -> Config:
+    """The configuration of what llama.cpp computes."""
+    lite, low = config["num_hidden_layers"] in LITE, config.get("q_lora_rank")
+    if lite == bool(low) or not math.isclose(config["rms_norm_eps"], EPSILON, rel_tol=1e-6):
+        raise UnsupportedError(
+            f"A DeepSeek in GGUF of {config['num_hidden_layers']} layers, queries of rank {low} and an epsilon of "
+            f"{config['rms_norm_eps']:.1g}",
+            remedy=REMEDY,
+        )
+    rotary = config["rope_parameters"]
+    if (told := config.get("log_multiplier")) is not None:
+        weight = round(10 * told, 6)
+        rotary = rotary | {"mscale": weight, "mscale_all_dim": weight}
+    silent = {"q_lora_rank": None, "routed_scaling_factor": 1.0, "norm_topk_prob": False, "n_group": 1, "topk_group": 1}
+    return {**silent, **config, "rope_parameters": rotary}
+
+
+def to_gguf(config: Config) -> Config:
+    """The inverse of `from_gguf`."""
+    rotary = config["rope_parameters"]
+    told = {"log_multiplier": rotary["mscale_all_dim"] / 10} if "mscale_all_dim" in rotary else {}
+    return config | told
+
+
+GGUF = GgufFields(
+    sizes=Sizes(read=read_latent_sizes, write=write_latent_sizes),
+    entries=(
+        RMS_EPSILON,
+        Entry("attention.q_lora_rank", "q_lora_rank", "integer", needed=False),
+        Entry("leading_dense_block_count", "first_k_dense_replace", "whole"),
+        Entry("expert_count", "n_routed_experts", "integer"),
+        Entry("expert_used_count", "num_experts_per_tok", "integer"),
+        Entry("expert_shared_count", "n_shared_experts", "integer"),
+        Entry("expert_feed_forward_length", "moe_intermediate_size", "integer"),
+        Entry("expert_weights_scale", "routed_scaling_factor", needed=False),
+        Entry("expert_weights_norm", "norm_topk_prob", "flag", needed=False),
+        Entry("expert_group_count", "n_group", "integer", needed=False),
+        Entry("expert_group_used_count", "topk_group", "integer", needed=False),
+        Entry("expert_gating_func", "gating", "integer", needed=False),
+        Entry("rope.scaling.yarn_log_multiplier", "log_multiplier", needed=False),
+    ),
+    flags={},
+    inward=from_gguf,
+    outward=lambda config: {**to_gguf(config), "gating": GATING},
+    needs=(("expert_gating_func", GATING),),
+    partial=True,
+    factors=False,
+    keys=gguf_keys,
+)
 TINY: Config = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
@@ -227,4 +338,6 @@ TINY: Config = {
     "n_group": 2,
     "topk_group": 1,
 }
-FAMILY = Family("deepseek_v3", "DeepseekV3ForCausalLM", read, write, keys, tiny=TINY)
+FAMILY = Family(
+    "deepseek_v3", "DeepseekV3ForCausalLM", read, write, keys, gguf="deepseek2", gguf_fields=GGUF, tiny=TINY
+)

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import math
 
+from almanac.core.errors import UnsupportedError
 from almanac.models.activation_config import read_activation
 from almanac.models.decoder_frame import read_around
 from almanac.models.dense_decoder import either, head_dim_of, parts_of, refuse, rope_of, silent, sizes, written_rope
 from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.gguf_fields import REMEDY, Entry, GgufFields
+from almanac.models.gguf_names import AROUND, DENSE, FUSED_MIXER, in_layer
 from almanac.models.tensor_layout import PerHead
 from almanac.nn.attention.full import Attention, attention
 from almanac.nn.block import Block
@@ -25,9 +28,7 @@ _LAYER, _MIXER = "transformer.h.{i}.", "layers.{i}.mixer."
 
 def keys(spec: Decoder.Spec) -> tuple[Key, ...]:
     """The name table; each key-value head has its rows of the fused matrix, after those of its queries."""
-    block = spec.layers[0]
-    two = isinstance(block, ParallelBlock.Spec) and block.channel_norm is not None
-    fused = PerHead(groups=block.mixer.num_kv_heads)
+    two, fused = has_two_norms(spec), PerHead(groups=spec.layers[0].mixer.num_kv_heads)
     return (
         Key("embed", "transformer.word_embeddings"),
         Key("norm", "transformer.ln_f"),
@@ -39,6 +40,12 @@ def keys(spec: Decoder.Spec) -> tuple[Key, ...]:
         Key("layers.{i}.channel.up", _LAYER + "mlp.dense_h_to_4h"),
         Key("layers.{i}.channel.down", _LAYER + "mlp.dense_4h_to_h"),
     )
+
+
+def has_two_norms(spec: Decoder.Spec) -> bool:
+    """Whether the sublayers side by side have a norm each."""
+    block = spec.layers[0]
+    return isinstance(block, ParallelBlock.Spec) and block.channel_norm is not None
 
 
 def read(fields: Fields) -> Decoder.Spec:
@@ -86,8 +93,7 @@ def write(spec: Decoder.Spec) -> Config | None:
     if (parts := parts_of(spec, (Block.Spec, ParallelBlock.Spec), Dense.Spec)) is None:
         return None
     block, heads, shared = spec.layers[0], parts.mixer.num_heads, parts.mixer.num_kv_heads
-    parallel = isinstance(block, ParallelBlock.Spec)
-    two = isinstance(block, ParallelBlock.Spec) and block.channel_norm is not None
+    parallel, two = isinstance(block, ParallelBlock.Spec), has_two_norms(spec)
     new = two or shared not in (1, heads)
     return {
         **sizes(spec, parts.mixer),
@@ -105,11 +111,61 @@ def write(spec: Decoder.Spec) -> Config | None:
     }
 
 
+def gguf_keys(spec: Decoder.Spec) -> tuple[Key, ...]:
+    """The name table of GGUF, where of two norms the first is the channel's."""
+    norms = (
+        {"attn_norm_2": "mixer_norm", "attn_norm": "channel_norm"}
+        if has_two_norms(spec)
+        else {"attn_norm": "mixer_norm"}
+    )
+    return (*AROUND, *in_layer(**norms), *FUSED_MIXER, *DENSE)
+
+
+ROWS = "jploski"
+"""What GGUF calls queries, keys and values one after another."""
+
+
+def from_gguf(config: Config) -> Config:
+    """The configuration of the Falcon that so many heads and norms make."""
+    if (rows := config.get("rows", ROWS)) != ROWS:
+        raise UnsupportedError(f"A Falcon in GGUF whose tensor_data_layout is {rows}", remedy=REMEDY)
+    heads, shared, two = (
+        config[name] for name in ("num_attention_heads", "num_key_value_heads", "num_ln_in_parallel_attn")
+    )
+    own = {
+        "new_decoder_architecture": two or shared not in (1, heads),
+        "multi_query": shared == 1,
+        "num_kv_heads": shared,
+        "num_ln_in_parallel_attn": 2 if two else 1,
+    }
+    return config | own
+
+
+def to_gguf(config: Config) -> Config:
+    """The inverse of `from_gguf`."""
+    return {**config, "rows": ROWS, "num_key_value_heads": 1 if config["multi_query"] else config["num_kv_heads"]}
+
+
+GGUF = GgufFields(
+    entries=(
+        Entry("attention.layer_norm_epsilon", "layer_norm_epsilon"),
+        Entry("tensor_data_layout", "rows", "text", needed=False),
+    ),
+    implied={"alibi": False, "bias": False, "parallel_attn": True},
+    flags={"num_ln_in_parallel_attn": "blk.0.attn_norm_2.weight"},
+    renamed={"intermediate_size": "ffn_hidden_size"},
+    inward=from_gguf,
+    outward=to_gguf,
+    factors=False,
+    keys=gguf_keys,
+)
 FAMILY = Family(
     "falcon",
     "FalconForCausalLM",
     read,
     write,
     keys,
+    gguf="falcon",
+    gguf_fields=GGUF,
     tiny={"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 96},
 )

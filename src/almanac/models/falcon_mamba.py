@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from almanac.models.family import Config, Family, Fields
-from almanac.models.mamba import TINY, keys, read_with
+from almanac.models.mamba import GGUF, TINY, from_gguf, keys, read_with, with_length
 from almanac.models.mamba import write as write_mamba
 from almanac.nn.mixer_block import MixerBlock
 from almanac.nn.norm import UnitNorm
@@ -31,4 +33,17 @@ def write(spec: Decoder.Spec) -> Config | None:
     return config | {"mixer_rms_eps": norm.epsilon} if isinstance(norm, UnitNorm.Spec) else None
 
 
-FAMILY = Family("falcon_mamba", "FalconMambaForCausalLM", read, write, keys, tiny=TINY)
+def one_epsilon(config: Config) -> Config:
+    """The configuration of what llama.cpp computes, which knows a single epsilon for all norms."""
+    return {**from_gguf(config), "mixer_rms_eps": config["layer_norm_epsilon"]}
+
+
+FAMILY = Family(
+    "falcon_mamba", "FalconMambaForCausalLM", read, write, keys, gguf="mamba", tiny=TINY,
+    gguf_fields=replace(
+        GGUF,
+        inward=one_epsilon,
+        outward=lambda config: {**with_length(config), "normed": True},
+        needs=("ssm.dt_b_c_rms",),
+    ),
+)  # fmt: skip

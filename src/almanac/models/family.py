@@ -29,12 +29,13 @@ class Key:
     """One row of a family's name table; ``{i}`` stands for the layer's number, the same in all three columns.
 
     Names are those of modules: weight and bias travel alike. Several names in a column are tensors that belong together,
-    and ``layout`` says how; a ``bare`` name of theirs is that of a tensor itself, our weight.
+    and ``layout`` says how; a ``bare`` name of theirs is that of a tensor itself, our weight. The layout is that of
+    safetensors, or of GGUF in a row for GGUF alone (`gguf_names`).
     """
 
     ours: str | tuple[str, ...]
     safetensors: str | tuple[str, ...]
-    gguf: str | None = None
+    gguf: str | tuple[str, ...] | None = None
     interleaved: bool = False  # GGUF stores the rows of each head as neighbouring rotary pairs
     layout: Layout = Same()
     bare: bool = False
@@ -49,16 +50,22 @@ class Key:
         names = self.safetensors if isinstance(self.safetensors, tuple) else (self.safetensors,)
         return list(names) if self.bare else [f"{name}.{leaf}" for name in names]
 
+    def gguf_of(self, leaf: str) -> list[str]:
+        """The names in GGUF of the ``weight`` or ``bias``; several only where a layout makes them of one of ours."""
+        names = self.gguf if isinstance(self.gguf, tuple) else (str(self.gguf),)
+        return list(names) if self.bare else [f"{name}.{leaf}" for name in names]
+
     def of_layer(self, number: int) -> Key:
         """The row of one layer."""
 
         def put(name: str) -> str:
             return name.replace("{i}", str(number))
 
-        ours = tuple(put(name) for name in self.ours) if isinstance(self.ours, tuple) else put(self.ours)
-        theirs = self.safetensors
-        theirs = tuple(put(name) for name in theirs) if isinstance(theirs, tuple) else put(theirs)
-        return replace(self, ours=ours, safetensors=theirs, gguf=put(self.gguf) if self.gguf else None)
+        def put_all(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+            return tuple(put(name) for name in names) if isinstance(names, tuple) else put(names)
+
+        gguf = put_all(self.gguf) if self.gguf else None
+        return replace(self, ours=put_all(self.ours), safetensors=put_all(self.safetensors), gguf=gguf)
 
 
 Keys = tuple[Key, ...] | Callable[[Any], tuple[Key, ...]]
@@ -129,6 +136,10 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self._wrong(name, value, f"a whole number from {low} to {high}")
         return value
+
+    def whole(self, name: str) -> int:
+        """The integer ``name``, which may be 0."""
+        return self.integer(name, low=0)
 
     def number(self, name: str, default: float | None = None) -> float:
         """The finite positive number ``name``."""

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 Config = dict[str, Any]
 FACTORS = "rope_freqs.weight"
 REMEDY = "Fetch the model again, or use its safetensors form."
-_SIZES = {
+_STACK = {
     "block_count": "num_hidden_layers", "context_length": "max_position_embeddings", "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
+}  # fmt: skip
+_HEADS = {
+    **_STACK, "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
 }  # fmt: skip
+_NONE = {"feed_forward_length": 0, "attention.head_count": 0}
+"""What files of models without heads say all the same, since readers ask."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +51,87 @@ def as_it_is(config: Config) -> Config:
     return config
 
 
+def read_heads(metadata: Fields) -> Config:
+    """The sizes of a model whose layers have heads and channels."""
+    heads, hidden = metadata.integer("attention.head_count"), metadata.integer("embedding_length")
+    head_dim = metadata.integer("attention.key_length", hidden // heads)
+    if metadata.integer("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedError(f"{metadata.origin}: values of another length than keys", remedy=REMEDY)
+    return read_stack(metadata) | {
+        "intermediate_size": metadata.integer("feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+    }
+
+
+def write_heads(config: Config, head_dim: int) -> Config:
+    """The inverse of `read_heads`."""
+    metadata = {gguf: config[name] for gguf, name in _HEADS.items() if name in config}
+    metadata.setdefault("attention.head_count_kv", config["num_attention_heads"])
+    return metadata | {"attention.key_length": head_dim, "attention.value_length": head_dim}
+
+
+def read_stack(metadata: Fields) -> Config:
+    """The sizes of a model of which nothing more is known than that it is a stack of layers."""
+    metadata.pass_over(*_NONE)
+    return {
+        "hidden_size": metadata.integer("embedding_length"),
+        "num_hidden_layers": metadata.integer("block_count", high=10_000),
+        "max_position_embeddings": metadata.integer("context_length"),
+    }
+
+
+def write_stack(config: Config, head_dim: int) -> Config:
+    """The inverse of `read_stack`."""
+    return {gguf: config[name] for gguf, name in _STACK.items()} | _NONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How the metadata tell a model's sizes: ``read(metadata)`` gives a configuration, ``write(config, head_dim)``
+    metadata."""
+
+    read: Callable[[Fields], Config]
+    write: Callable[[Config, int], Config]
+
+
+HEADS = Sizes(read=read_heads, write=write_heads)
+STACK = Sizes(read=read_stack, write=write_stack)
+
+
+def nothing_more(config: Config, tensors: Collection[str]) -> Config:
+    """The configuration, of which the tensors tell nothing."""
+    return config
+
+
 @dataclass(frozen=True, kw_only=True)
 class GgufFields:
     """How an architecture's metadata and its family's configuration correspond.
 
-    - ``entries``: fields beside the sizes and the rotary positions, which all have
+    - ``sizes``: how many layers of what kinds and widths, by default with heads
+    - ``entries``: fields beside the sizes and the rotary positions
     - ``implied``: what every file of the architecture means and none says
     - ``flags``: configuration flags told by a tensor's being there
+    - ``told(config, tensors)``: what else the names of the tensors tell, such as which layers are of which kind
     - ``renamed``: the family's own spelling of what Llama's configuration calls otherwise
     - ``inward(config)``, ``outward(config)``: what is left to do after reading and before writing
-    - ``needs``: fields without which a file belongs to another family of the same architecture
+    - ``needs``: fields without which, or without a value of which, a file belongs to another family of the architecture
     - ``windows``: layers may have windows; ``partial``: heads may be turned in part; ``factors``: scalings that only a
       tensor of factors tells; ``rotary``: there are such positions at all
     - ``tables``: LongRope's two tables of factors may lie beside the weights
     - ``keys``: the name table where it is another than the family's
     """
 
+    sizes: Sizes = HEADS
     entries: tuple[Entry, ...] = (RMS_EPSILON,)
     implied: Config = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=lambda: dict(BIASES))
+    told: Callable[[Config, Collection[str]], Config] = nothing_more
     renamed: Mapping[str, str] = field(default_factory=dict)
     inward: Callable[[Config], Config] = as_it_is
     outward: Callable[[Config], Config] = as_it_is
-    needs: tuple[str, ...] = ()
+    needs: tuple[str | tuple[str, int], ...] = ()
     windows: bool = False
     partial: bool = False
     factors: bool = True
@@ -77,9 +139,15 @@ class GgufFields:
     rotary: bool = True
     keys: Keys | None = None
 
+    def fits(self, metadata: Mapping[str, object], architecture: str) -> bool:
+        """Whether a file's metadata have all that is needed."""
+        told = [(need, None) if isinstance(need, str) else need for need in self.needs]
+        found = [(metadata.get(f"{architecture}.{name}"), value) for name, value in told]
+        return all(bool(there) if value is None else there == value for there, value in found)
+
     def read(self, metadata: Fields, vocab_size: int, tensors: Collection[str]) -> Config:
         """The configuration that metadata (less the architecture's prefix) amount to; ``tensors``: the names there."""
-        sizes = _sizes(metadata)
+        sizes = self.sizes.read(metadata)
         config: Config = {"vocab_size": vocab_size, **sizes, "tie_word_embeddings": "output.weight" not in tensors}
         metadata.any("vocab_size")  # the embedding's own size counts
         context = sizes["max_position_embeddings"]
@@ -92,6 +160,7 @@ class GgufFields:
         for entry in self.entries:
             if entry.needed or metadata.any(entry.gguf) is not None:
                 config[entry.config] = getattr(metadata, entry.kind)(entry.gguf)
+        config = self.told(config, tensors)
         config = {self.renamed.get(name, name): value for name, value in config.items()}
         return self.inward({**config, **self.implied})
 
@@ -99,31 +168,13 @@ class GgufFields:
         """The metadata, less the prefix, of a configuration that the family wrote."""
         own = {theirs: ours for ours, theirs in self.renamed.items()}
         config = {own.get(name, name): value for name, value in self.outward(config).items()}
-        metadata: Config = {gguf: config[name] for gguf, name in _SIZES.items() if name in config}
-        metadata.setdefault("attention.head_count_kv", config["num_attention_heads"])
-        metadata |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
+        metadata = self.sizes.write(config, head_dim)
         for entry in self.entries:
             if (value := config.get(entry.config)) is not None:
                 metadata[entry.gguf] = float(value) if entry.kind == "number" else value
         if self.rotary:
             metadata |= _written_rotary(config["rope_parameters"]) | {"rope.dimension_count": rotary_dim}
         return metadata | {"vocab_size": config["vocab_size"]}
-
-
-def _sizes(metadata: Fields) -> Config:
-    heads, hidden = metadata.integer("attention.head_count"), metadata.integer("embedding_length")
-    head_dim = metadata.integer("attention.key_length", hidden // heads)
-    if metadata.integer("attention.value_length", head_dim) != head_dim:
-        raise UnsupportedError(f"{metadata.origin}: values of another length than keys", remedy=REMEDY)
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": metadata.integer("feed_forward_length"),
-        "num_hidden_layers": metadata.integer("block_count", high=10_000),
-        "num_attention_heads": heads,
-        "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "max_position_embeddings": metadata.integer("context_length"),
-    }
 
 
 def _rotary_dim(metadata: Fields, head_dim: int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Size, Tensor
 
@@ -22,6 +23,7 @@ from almanac.models.family import Family, Fields, Key, expand, families, family_
 from almanac.models.gguf_fields import FACTORS as FREQUENCY_FACTORS
 from almanac.models.gguf_fields import REMEDY
 from almanac.models.hub_folder import shapes_of
+from almanac.models.tensor_layout import LEAVES, Same
 from almanac.nn.attention.full import Attention
 from almanac.nn.norm import RMSNorm
 from almanac.nn.positions import rope
@@ -47,25 +49,36 @@ def read_gguf_file(path: Path) -> tuple[ForeignCheckpoint, GGUF]:
     metadata = _fields(file.metadata, family, str(path))
     with describing(path):
         spec = _read_spec(family, metadata, _vocab_size(file.tensors), file.tensors)
+    if len(spec.layers) > len(file.tensors):  # before any is built: a lie about their number must not cost memory
+        raise FileFormatError(
+            f"{path}: {len(spec.layers):,} layers are declared and {len(file.tensors):,} tensors given",
+            remedy="Fetch the model again; the file is damaged.",
+        )
     beside = {name: file.tensors[name].dense() for name in BESIDE if name in file.tensors}
     spec = scaled(spec, beside, metadata)
     with describing(path):
-        keys, shapes = {key.gguf: key for key in gguf_rows(family, spec)}, shapes_of(spec)
+        keys, shapes = by_stored_name(family, spec), shapes_of(spec)
     offsets = _offsets(spec)
     tensors: dict[str, Tensor | Packed] = {}
     for name, stored in file.tensors.items():
         if name in BESIDE:
             continue
-        owner, _, leaf = name.rpartition(".")
-        key = keys.get(owner)
-        if key is None or leaf not in ("weight", "bias"):
+        if name not in keys:
             raise FileFormatError(
                 f"{path}: {name!r} is no tensor of a {family.gguf}",
                 remedy="This variant of the architecture is not known here; use another file of the model.",
             )
+        key, leaf = keys[name]
+        together = [file.tensors.get(item) for item in key.gguf_of(leaf)]
+        if None in together:
+            raise FileFormatError(
+                f"{path}: {name!r} lacks what belongs to it", remedy="Fetch the complete model again."
+            )
+        if stored is not together[0]:
+            continue  # read with the first
         with describing(path):
             heads = _head_dim(spec, key.our_names[0]) if key.interleaved else None
-            for part, tensor in _parts(key, leaf, stored, shapes):
+            for part, tensor in _parts(key, leaf, [item for item in together if item], shapes):
                 tensors[part] = _ours(tensor, stored, heads, offsets.get(part, 0.0))
     drop_tied_head(spec, tensors)
     return ForeignCheckpoint(family, spec, tensors, metadata.not_understood()), file
@@ -87,7 +100,7 @@ def described(spec: Decoder.Spec, preferred: str | None = None) -> tuple[Family,
         try:
             metadata = _metadata(family, told)
             keys = by_name(family, told)
-            there = {f"{_known(keys, owner).gguf}.{leaf}" for owner, _, leaf in names}
+            there = {stored for owner, _, leaf in names for stored in _known(keys, owner).gguf_of(leaf)}
             read = _read_spec(family, _fields(metadata, family, "the file"), told.embed.vocab_size, there)
         except (AlmanacError, LookupError, TypeError, ValueError) as error:
             if family.model_type == preferred and isinstance(error, UnsupportedError):
@@ -106,8 +119,7 @@ def _metadata(family: Family, spec: Decoder.Spec) -> dict[str, Any]:
     config = family.write(spec)
     if config is None:
         raise LookupError(f"no {family.model_type}")
-    head_dim, rotary_dim = _head_dim(spec, "layers.0.mixer.q"), _rotary_dim(spec)
-    values = family.gguf_fields.write(config, head_dim, rotary_dim)
+    values = family.gguf_fields.write(config, _first_head_dim(spec), _rotary_dim(spec))
     return {"general.architecture": family.gguf, **{f"{family.gguf}.{name}": value for name, value in values.items()}}
 
 
@@ -115,7 +127,7 @@ def _read_spec(family: Family, metadata: Fields, vocab_size: int, tensors: Colle
     fields = family.gguf_fields
     spec = family.read(Fields(fields.read(metadata, vocab_size, tensors), metadata.origin))
     # llama.cpp refuses (llama) or ends itself over (qwen2) heads of which only a part is rotated
-    if fields.rotary and not fields.partial and _rotary_dim(spec) != _head_dim(spec, "layers.0.mixer.q"):
+    if fields.rotary and not fields.partial and _rotary_dim(spec) != _first_head_dim(spec):
         raise UnsupportedError("A GGUF file cannot rotate a part of each head", remedy="Use the safetensors form.")
     return spec
 
@@ -123,7 +135,8 @@ def _read_spec(family: Family, metadata: Fields, vocab_size: int, tensors: Colle
 def _fields(metadata: Mapping[str, object], family: Family, origin: str) -> Fields:
     prefix = f"{family.gguf}."
     values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    return Fields(values, origin)
+    lists = {name: value.tolist() for name, value in values.items() if isinstance(value, np.ndarray)}
+    return Fields(values | lists, origin)
 
 
 def _family_of_file(file: GGUF) -> Family:
@@ -136,7 +149,7 @@ def _family_among(architecture: str, metadata: Mapping[str, object]) -> Family |
     fitting = [
         family
         for family in families()
-        if family.gguf == architecture and all(metadata.get(f"{architecture}.{n}") for n in family.gguf_fields.needs)
+        if family.gguf == architecture and family.gguf_fields.fits(metadata, architecture)
     ]
     return max(fitting, key=lambda family: len(family.gguf_fields.needs), default=None)
 
@@ -161,21 +174,34 @@ def by_name(family: Family, spec: Decoder.Spec) -> dict[str, Key]:
     return {name: key for key in gguf_rows(family, spec) for name in key.our_names}
 
 
+def by_stored_name(family: Family, spec: Decoder.Spec) -> dict[str, tuple[Key, str]]:
+    """Names of tensors in GGUF -> their rows, and which of ``weight`` and ``bias`` they are."""
+    rows = gguf_rows(family, spec)
+    both = ((key, leaf) for key in rows for leaf in (LEAVES[:1] if key.bare else LEAVES))
+    return {name: (key, leaf) for key, leaf in both for name in key.gguf_of(leaf)}
+
+
+def laid_out(family: Family, spec: Decoder.Spec) -> set[str]:
+    """Our modules whose numbers GGUF holds in another arrangement than ours: these travel dense, as F32."""
+    return {name for name, key in by_name(family, spec).items() if key.layout != Same()}
+
+
 def _known(keys: Mapping[str, Key], owner: str) -> Key:
     if (found := keys.get(owner)) is None:
         raise UnsupportedError(f"GGUF has no name for {owner}", remedy="Export in another format.")
     return found
 
 
-def gguf_order(name: str, tensor: Tensor, family: Family, spec: Decoder.Spec) -> tuple[str, Tensor]:
-    """Our name and rows -> the GGUF name, and rows in the order that ggml rotates, gains whole."""
+def gguf_order(name: str, tensor: Tensor, family: Family, spec: Decoder.Spec) -> list[tuple[str, Tensor]]:
+    """Our name and rows -> the GGUF name, and rows in the order that ggml rotates, gains whole; or the tensors that a
+    layout makes of a dense one."""
     owner, _, leaf = name.rpartition(".")
     key = _known(by_name(family, spec), owner)
     if key.interleaved:
         tensor = interleave(tensor, _head_dim(spec, owner))
     if offset := _offsets(spec).get(name):
         tensor = tensor + offset
-    return f"{key.gguf}.{leaf}", tensor
+    return list(zip(key.gguf_of(leaf), key.layout.write([tensor]), strict=True))
 
 
 def fused(rows: Sequence[tuple[str, Row]], family: Family, spec: Decoder.Spec) -> dict[str, tuple[str, Tensor, Any]]:
@@ -202,7 +228,7 @@ def fused(rows: Sequence[tuple[str, Row]], family: Family, spec: Decoder.Spec) -
 
 def untold(spec: Decoder.Spec) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors float32 [rotary/2] of a scaling that GGUF tells by factors beside the weights; empty if none."""
-    positions = {mixer.position for mixer in _mixers(spec)}
+    positions = {mixer.position for mixer in _attentions(spec).values()}
     position = next(iter(positions)) if len(positions) == 1 else None
     if position is None or not isinstance(position, rope.Rope.Spec):
         return {}, {}
@@ -254,10 +280,15 @@ def deinterleave(rows: Tensor, head_dim: int) -> Tensor:
 
 
 def _parts(
-    key: Key, leaf: str, stored: GGUFTensor, shapes: Mapping[str, Size]
+    key: Key, leaf: str, together: Sequence[GGUFTensor], shapes: Mapping[str, Size]
 ) -> Iterator[tuple[str, Tensor | Packed]]:
-    """Our tensors that a stored one holds, packed if it is a packed matrix."""
+    """Our tensors that a stored one holds, packed if it is a packed matrix, or that a layout makes of several."""
     names = [f"{name}.{leaf}" for name in key.our_names]
+    if key.layout != Same():
+        dense = [item.dense().to(torch.float32) for item in together]
+        yield from zip(names, key.layout.read(dense, [shapes[name] for name in names]), strict=True)
+        return
+    (stored,) = together
     is_packed = len(stored.shape) >= 2 and stored.format.name not in DENSE_FORMATS
     whole = stored.blocks().view(*stored.shape[:-1], -1) if is_packed else stored.dense()
     if len(names) == 1 and not is_packed and (shape := shapes.get(names[0])) and shape.numel() == whole.numel():
@@ -283,19 +314,23 @@ def _offsets(spec: Decoder.Spec) -> dict[str, float]:
     }
 
 
-def _mixers(spec: Decoder.Spec) -> list[Attention.Spec]:
-    """The attention of every layer, whatever block it is in."""
-    mixers = [item for path, item in spec.walk() if path.endswith(".mixer") and isinstance(item, Attention.Spec)]
-    if len(mixers) != len(spec.layers):
-        raise UnsupportedError("GGUF is defined for attention layers here", remedy="Export in the almanac format.")
-    return mixers
+def _attentions(spec: Decoder.Spec) -> dict[int, Attention.Spec]:
+    """The attention of every layer that has one, whatever block it is in."""
+    found = ((path, item) for path, item in spec.walk() if path.endswith(".mixer"))
+    return {int(path.split(".")[1]): item for path, item in found if isinstance(item, Attention.Spec)}
 
 
 def _head_dim(spec: Decoder.Spec, path: str) -> int:
-    return _mixers(spec)[int(path.split(".")[1])].head_dim
+    return _attentions(spec)[int(path.split(".")[1])].head_dim
+
+
+def _first_head_dim(spec: Decoder.Spec) -> int:
+    """0 where no layer has heads."""
+    return next((mixer.head_dim for mixer in _attentions(spec).values()), 0)
 
 
 def _rotary_dim(spec: Decoder.Spec) -> int:
     """0 where no layer has rotary positions; those that have them share their part."""
-    dims = [mixer.position.rotary_dim for mixer in _mixers(spec) if isinstance(mixer.position, rope.Rope.Spec)]
+    positions = (item for path, item in spec.walk() if path.endswith(".mixer.position"))
+    dims = [item.rotary_dim for item in positions if isinstance(item, rope.Rope.Spec)]
     return dims[0] if dims else 0

@@ -6,13 +6,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from almanac.models.family import Key
+from almanac.models.tensor_layout import Layout, Same
 
 _HERE, _THERE = "layers.{i}.", "blk.{i}."
 
 
-def named(ours: str | tuple[str, ...], gguf: str) -> Key:
+def named(ours: str | tuple[str, ...], gguf: str | tuple[str, ...], layout: Layout | None = None) -> Key:
     """A row for GGUF alone."""
-    return Key(ours, "", gguf)
+    return Key(ours, "", gguf, layout=layout or Same())
+
+
+def tensor(ours: str, gguf: str, layout: Layout | None = None) -> Key:
+    """A row for GGUF alone, of a tensor whose name has no ending of ours."""
+    return Key(ours, "", gguf, layout=layout or Same(), bare=True)
 
 
 def in_layer(**names: str | tuple[str, ...]) -> tuple[Key, ...]:

@@ -8,6 +8,8 @@ from almanac.models.activation_config import read_activation
 from almanac.models.decoder_frame import read_around
 from almanac.models.dense_decoder import head_dim_of, parts_of, rope_of, silent, sizes, written_rope
 from almanac.models.family import Config, Family, Fields, Key
+from almanac.models.gguf_fields import LAYER_EPSILON, Entry, GgufFields
+from almanac.models.gguf_names import AROUND, DENSE, FUSED_MIXER, NORMS
 from almanac.models.tensor_layout import PerHead
 from almanac.nn.attention.full import attention
 from almanac.nn.block import Block
@@ -73,6 +75,21 @@ def write(spec: Decoder.Spec) -> Config | None:
     }
 
 
+GGUF = GgufFields(
+    entries=(LAYER_EPSILON, Entry("use_parallel_residual", "use_parallel_residual", "flag")),
+    implied={"attention_bias": True, "tie_word_embeddings": False},
+    flags={},
+    partial=True,
+    factors=False,
+    keys=(*AROUND, *NORMS, *FUSED_MIXER, *DENSE),
+)
 FAMILY = Family(
-    "gpt_neox", "GPTNeoXForCausalLM", read, write, keys, derived=(".attention.bias", ".attention.masked_bias")
+    "gpt_neox",
+    "GPTNeoXForCausalLM",
+    read,
+    write,
+    keys,
+    gguf="gptneox",
+    gguf_fields=GGUF,
+    derived=(".attention.bias", ".attention.masked_bias"),
 )

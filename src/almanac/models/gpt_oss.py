@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Size, Tensor
 
-from almanac.core.errors import FileFormatError
+from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.core.spec import Normal, Spec
 from almanac.models.expert_decoder import experts_of, mixture_of, training_only, with_experts
 from almanac.models.family import Config, Family, Fields, Key
 from almanac.models.gated_decoder import FULL, SLIDING, defaulted, every, kinds_of, masks_of, written_windows
+from almanac.models.gguf_fields import RMS_EPSILON, Entry, GgufFields
+from almanac.models.gguf_names import AROUND, EXPERTS, MIXER, in_layer
 from almanac.models.llama import KEYS as LLAMA
 from almanac.models.llama import read_decoder, write_decoder
 from almanac.models.rope_config import write_rope
@@ -161,12 +163,45 @@ KEYS = (
     TensorKey(_OURS + "channel.experts.down", _THEIRS + "mlp.experts.down_proj", layout=TurnedExperts()),
 )
 
+
+def to_gguf(config: Config) -> Config:
+    """The configuration as GGUF tells it. Raises UnsupportedError for what llama.cpp computes otherwise."""
+    if config["rope_parameters"].get("truncate") is False:
+        raise UnsupportedError(
+            "A GPT-OSS in GGUF whose YaRN is not truncated, as llama.cpp's is", remedy="Export as hf instead."
+        )
+    return {**config, "inner": config["intermediate_size"]}
+
+
+GGUF = GgufFields(
+    entries=(
+        RMS_EPSILON,
+        Entry("attention.sliding_window", "sliding_window", "integer"),
+        Entry("expert_count", "num_local_experts", "integer"),
+        Entry("expert_used_count", "num_experts_per_tok", "integer"),
+        Entry("expert_feed_forward_length", "inner", "integer"),
+    ),
+    implied={"attention_bias": True, "tie_word_embeddings": False, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+    flags={},
+    inward=lambda config: {**config, "intermediate_size": config["inner"]},
+    outward=to_gguf,
+    windows=True,
+    factors=False,
+    keys=(
+        *AROUND,
+        *in_layer(attn_norm="mixer_norm", post_attention_norm="channel_norm", attn_sinks="mixer.sinks"),
+        *MIXER,
+        *EXPERTS,
+    ),
+)
 FAMILY = Family(
     "gpt_oss",
     "GptOssForCausalLM",
     read,
     write,
     KEYS,
+    gguf="gpt-oss",
+    gguf_fields=GGUF,
     tiny={
         "num_local_experts": 4,
         "num_experts_per_tok": 2,

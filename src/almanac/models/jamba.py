@@ -4,15 +4,27 @@ second one a mixture of experts. The Mamba layers normalise the step, B and C.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
-from almanac.core.errors import FileFormatError
+from almanac.core.errors import FileFormatError, UnsupportedError
 from almanac.core.spec import Spec
 from almanac.models.activation_config import activation_name, read_activation
 from almanac.models.decoder_frame import decoder
 from almanac.models.dense_decoder import head_dim_of
 from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
-from almanac.models.mamba import biased, mixer_keys, read_rank
+from almanac.models.gguf_fields import (
+    REMEDY,
+    RMS_EPSILON,
+    Entry,
+    GgufFields,
+    Sizes,
+    read_heads,
+    write_heads,
+)
+from almanac.models.gguf_names import AROUND, EXPERTS, MIXER, NORMS, in_layer
+from almanac.models.mamba import biased, mixer_keys, read_rank, stored_keys, twice_as_wide
 from almanac.models.shape import all_of
 from almanac.models.tensor_layout import Concat, Stack
 from almanac.nn.attention.full import Attention, attention
@@ -26,7 +38,7 @@ from almanac.nn.recurrent.mamba import Mamba, Selective, mamba
 from almanac.nn.stack import Decoder
 
 CHOICES = "use_mamba_kernels use_mambapy use_associative_scan output_router_logits router_aux_loss_coef".split()
-ATTENTION, EXPERTS = ("attn_layer_period", "attn_layer_offset"), ("expert_layer_period", "expert_layer_offset")
+ATTENTION, EXPERT_LAYERS = ("attn_layer_period", "attn_layer_offset"), ("expert_layer_period", "expert_layer_offset")
 
 
 def keys(spec: Decoder.Spec) -> tuple[Key, ...]:
@@ -86,7 +98,7 @@ def read(fields: Fields) -> Decoder.Spec:
     )
     looking = attention(hidden, num_heads=heads, num_kv_heads=fields.integer("num_key_value_heads", 8))
     remembering, looks = read_mamba(fields, hidden, norm.epsilon), read_period(fields, ATTENTION, (8, 4))
-    splits = read_period(fields, EXPERTS, (2, 1))
+    splits = read_period(fields, EXPERT_LAYERS, (2, 1))
 
     def block(number: int) -> Block.Spec:
         return Block.Spec(
@@ -158,7 +170,7 @@ def write(spec: Decoder.Spec) -> Config | None:
     several = [block.channel for block in blocks if isinstance(block.channel, Mixture.Spec)]
     widths = [_width(block.channel) for block in blocks]
     looks = write_period(ATTENTION, [isinstance(block.mixer, Attention.Spec) for block in blocks])
-    splits = write_period(EXPERTS, [isinstance(block.channel, Mixture.Spec) for block in blocks])
+    splits = write_period(EXPERT_LAYERS, [isinstance(block.channel, Mixture.Spec) for block in blocks])
     if looks is None or splits is None or not remembering or widths[0] is None:
         return None
     mixer, activation = remembering[0], activation_name(remembering[0].activation)
@@ -198,8 +210,79 @@ def _width(channel: Spec) -> int | None:
     return None
 
 
+def gguf_keys(spec: Decoder.Spec) -> tuple[Key, ...]:
+    """The name table of GGUF."""
+    rows = [*AROUND, *NORMS, *MIXER, *EXPERTS]
+    rows += in_layer(ffn_gate="channel.gate", ffn_up="channel.up", ffn_down="channel.down")
+    for number, block in enumerate(spec.layers):
+        if isinstance(block, Block.Spec) and isinstance(block.mixer, Mamba.Spec):
+            rows += stored_keys(number, block.mixer)
+    return tuple(rows)
+
+
+def read_sizes(metadata: Fields) -> Config:
+    """The sizes and, by which layers have key-value heads, the period of attention. Raises UnsupportedError for none."""
+    shared = metadata.per_layer("attention.head_count_kv", metadata.integer("block_count", high=MAX_LAYERS))
+    found = {count for count in shared or () if count}
+    looks = write_period(ATTENTION, [bool(count) for count in shared or ()])
+    if len(found) != 1 or looks is None:
+        raise UnsupportedError(f"{metadata.origin}: attention in no regular layers", remedy=REMEDY)
+    one = {**metadata.config, "attention.head_count_kv": found.pop()}
+    return read_heads(replace(metadata, config=one)) | looks
+
+
+def write_sizes(config: Config, head_dim: int) -> Config:
+    """The inverse of `read_sizes`."""
+    layers, shared = range(config["num_hidden_layers"]), config["num_key_value_heads"]
+    period, offset = (config[name] for name in ATTENTION)
+    counts = [shared if layer % period == offset else 0 for layer in layers]
+    return write_heads(config, head_dim) | {"attention.head_count_kv": counts}
+
+
+def read_experts(config: Config, tensors: Collection[str]) -> Config:
+    """The configuration with the period of layers that split, which are those with a router."""
+    layers = range(config["num_hidden_layers"])
+    splits = write_period(EXPERT_LAYERS, [f"blk.{layer}.ffn_gate_inp.weight" in tensors for layer in layers])
+    if splits is None:
+        raise UnsupportedError("A Jamba with experts in no regular layers in GGUF", remedy=REMEDY)
+    return config | splits
+
+
+def from_gguf(config: Config) -> Config:
+    """The configuration of what llama.cpp computes."""
+    hidden = config["hidden_size"]
+    twice_as_wide(config["inner"], hidden)
+    return {"num_experts": 1, **config, "mamba_expand": 2}
+
+
+def to_gguf(config: Config) -> Config:
+    """The inverse of `from_gguf`."""
+    counted = {name: value for name, value in config.items() if name != "num_experts" or value > 1}
+    return counted | {"inner": config["mamba_expand"] * config["hidden_size"]}
+
+
+GGUF = GgufFields(
+    sizes=Sizes(read=read_sizes, write=write_sizes),
+    entries=(
+        RMS_EPSILON,
+        Entry("ssm.inner_size", "inner", "integer"),
+        Entry("ssm.conv_kernel", "mamba_d_conv", "integer"),
+        Entry("ssm.state_size", "mamba_d_state", "integer"),
+        Entry("ssm.time_step_rank", "mamba_dt_rank", "integer"),
+        Entry("expert_count", "num_experts", "integer", needed=False),
+        Entry("expert_used_count", "num_experts_per_tok", "integer", needed=False),
+    ),
+    implied={"mamba_proj_bias": False, "mamba_conv_bias": True},
+    flags={},
+    told=read_experts,
+    inward=from_gguf,
+    outward=to_gguf,
+    rotary=False,
+    factors=False,
+    keys=gguf_keys,
+)
 TINY: dict[str, Any] = {
     "num_hidden_layers": 3, "attn_layer_period": 3, "attn_layer_offset": 1, "num_experts": 4, "mamba_d_state": 16,
     "mamba_dt_rank": 32, "mamba_proj_bias": True,
 }  # fmt: skip
-FAMILY = Family("jamba", "JambaForCausalLM", read, write, keys, tiny=TINY)
+FAMILY = Family("jamba", "JambaForCausalLM", read, write, keys, gguf="jamba", gguf_fields=GGUF, tiny=TINY)

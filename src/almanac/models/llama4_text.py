@@ -5,10 +5,13 @@ queries that grow sharper along the text.
 
 from __future__ import annotations
 
+from almanac.core.errors import UnsupportedError
 from almanac.core.spec import Spec
 from almanac.models.expert_decoder import channel_activation, count_of, mixture_of, training_only, with_experts
 from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
 from almanac.models.gated_decoder import FULL, defaulted, every, kinds_of, written
+from almanac.models.gguf_fields import RMS_EPSILON, Entry, GgufFields
+from almanac.models.gguf_names import AROUND, EXPERTS, MIXER, NORMS, SHARED, in_layer
 from almanac.models.llama import KEYS as LLAMA
 from almanac.models.llama import read_decoder
 from almanac.models.rope_config import read_rope, write_rope
@@ -133,12 +136,60 @@ def keys(spec: Decoder.Spec) -> tuple[Key, ...]:
     return (*rows, Key(_CHANNEL + "router.projection", _THEIRS + "router"), *shared, *experts)
 
 
+def from_gguf(config: Config) -> Config:
+    """The configuration of what llama.cpp computes: only the model of 128 experts goes without norms of its queries."""
+    own = {"intermediate_size_mlp": config["intermediate_size"], "intermediate_size": config["inner"]}
+    return {**config, **own, "use_qk_norm": config["num_local_experts"] != UNNORMED}
+
+
+def to_gguf(config: Config) -> Config:
+    """The inverse of `from_gguf`. Raises UnsupportedError for experts in no regular layers."""
+    listed, layers = config["moe_layers"], config["num_hidden_layers"]
+    step = listed[0] + 1 if listed else 0
+    if not listed or listed != list(range(step - 1, layers, step)):
+        raise UnsupportedError("A Llama 4 in GGUF without regular layers of experts", remedy="Export as hf instead.")
+    return {
+        **config,
+        "interleave_moe_layer_step": step,
+        "inner": config["intermediate_size"],
+        "intermediate_size": config["intermediate_size_mlp"],
+    }
+
+
+UNNORMED = 128
+GGUF = GgufFields(
+    entries=(
+        RMS_EPSILON,
+        Entry("expert_count", "num_local_experts", "integer"),
+        Entry("expert_used_count", "num_experts_per_tok", "integer"),
+        Entry("expert_feed_forward_length", "inner", "integer"),
+        Entry("interleave_moe_layer_step", "interleave_moe_layer_step", "integer"),
+    ),
+    implied={
+        "no_rope_layer_interval": 4, "attention_chunk_size": CHUNK, "attn_temperature_tuning": True,
+        "floor_scale": STEP, "attn_scale": STRENGTH,
+    },
+    flags={},
+    inward=from_gguf,
+    outward=to_gguf,
+    factors=False,
+    keys=(
+        *AROUND,
+        *NORMS,
+        *MIXER,
+        *EXPERTS,
+        *(key for key in SHARED if key.ours != _CHANNEL + "shared_gate"),
+        *in_layer(ffn_gate="channel.gate", ffn_up="channel.up", ffn_down="channel.down"),
+    ),
+)  # fmt: skip
 FAMILY = Family(
     "llama4_text",
     "Llama4ForCausalLM",
     read,
     write,
     keys,
+    gguf="llama4",
+    gguf_fields=GGUF,
     tiny={
         "head_dim": 32, "intermediate_size_mlp": 96, "intermediate_size": 64, "num_local_experts": 4,
         "interleave_moe_layer_step": 2, "attention_chunk_size": 7, "floor_scale": 5, "attn_scale": 0.3,

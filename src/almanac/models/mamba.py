@@ -9,12 +9,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from almanac.core.errors import UnsupportedError
 from almanac.core.spec import Spec
 from almanac.models.activation_config import activation_name, read_activation
 from almanac.models.decoder_frame import decoder
 from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
+from almanac.models.gguf_fields import REMEDY, STACK, Entry, GgufFields
+from almanac.models.gguf_names import AROUND, named, tensor
 from almanac.models.shape import Kind, all_of
-from almanac.models.tensor_layout import Concat, Reshaped
+from almanac.models.tensor_layout import Concat, Decay, Reshaped, Unsqueeze
 from almanac.nn.activation import Activation
 from almanac.nn.head import TiedHead
 from almanac.nn.mixer_block import MixerBlock
@@ -156,5 +159,72 @@ def write(spec: Decoder.Spec) -> Config | None:
     }
 
 
+def stored_keys(number: int, mixer: Mamba.Spec) -> tuple[Key, ...]:
+    """The rows in GGUF of one selective layer."""
+    ours, theirs = f"layers.{number}.mixer.", f"blk.{number}."
+    return (
+        named((ours + "inward", ours + "gate"), theirs + "ssm_in"),
+        named(ours + "conv", theirs + "ssm_conv1d", Unsqueeze()),
+        named(ours + "selection.project", theirs + "ssm_x"),
+        tensor(ours + "selection.step", theirs + "ssm_dt.weight"),
+        tensor(ours + "step_bias", theirs + "ssm_dt.bias"),
+        tensor(ours + "log_decay", theirs + "ssm_a", Decay(shape=mixer.log_decay.size[1:])),
+        tensor(ours + "skip", theirs + "ssm_d"),
+        named(ours + "out", theirs + "ssm_out"),
+        *(named(f"{ours}selection.{name}", theirs + stored) for name, stored in STORED_NORMS.items()),
+    )
+
+
+STORED_NORMS = {"rank_norm": "ssm_dt_norm", "b_norm": "ssm_b_norm", "c_norm": "ssm_c_norm"}
+
+
+def gguf_keys(spec: Decoder.Spec) -> tuple[Key, ...]:
+    """The name table of GGUF."""
+    rows = [*AROUND, named("layers.{i}.mixer_norm", "blk.{i}.attn_norm")]
+    for number, block in enumerate(spec.layers):
+        assert isinstance(block, MixerBlock.Spec) and isinstance(block.mixer, Mamba.Spec)
+        rows += stored_keys(number, block.mixer)
+    return tuple(rows)
+
+
+def with_length(config: Config) -> Config:
+    """The configuration with the context length that GGUF must name."""
+    return {"max_position_embeddings": LENGTH, **config}
+
+
+def twice_as_wide(inner: int, hidden: int) -> None:
+    """Raises UnsupportedError unless a layer is twice as wide within, for which alone llama.cpp has a Mamba."""
+    if inner != 2 * hidden:
+        raise UnsupportedError(f"A Mamba of {inner} inner channels for a width of {hidden} in GGUF", remedy=REMEDY)
+
+
+def from_gguf(config: Config) -> Config:
+    """The configuration of what llama.cpp computes."""
+    twice_as_wide(config["intermediate_size"], config["hidden_size"])
+    return config
+
+
+STATES = (
+    Entry("ssm.conv_kernel", "conv_kernel", "integer"),
+    Entry("ssm.state_size", "state_size", "integer"),
+    Entry("attention.layer_norm_rms_epsilon", "layer_norm_epsilon"),
+)
+SELECTION = (
+    Entry("ssm.inner_size", "intermediate_size", "integer"),
+    Entry("ssm.time_step_rank", "time_step_rank", "integer"),
+    Entry("ssm.dt_b_c_rms", "normed", "flag", needed=False),
+)
+UNBIASED: Config = {"use_bias": False, "use_conv_bias": True}
+GGUF = GgufFields(
+    sizes=STACK,
+    entries=(*STATES, *SELECTION),
+    implied=UNBIASED,
+    flags={},
+    inward=from_gguf,
+    outward=lambda config: {**with_length(config), "normed": False},
+    rotary=False,
+    factors=False,
+    keys=gguf_keys,
+)
 TINY: dict[str, Any] = {"state_size": 5, "use_bias": True, "time_step_rank": 32, "tie_word_embeddings": True}
-FAMILY = Family("mamba", "MambaForCausalLM", read, write, keys, tiny=TINY)
+FAMILY = Family("mamba", "MambaForCausalLM", read, write, keys, gguf="mamba", gguf_fields=GGUF, tiny=TINY)

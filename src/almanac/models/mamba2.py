@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from almanac.core.errors import FileFormatError
 from almanac.models.activation_config import activation_name, read_activation
 from almanac.models.family import Config, Family, Fields, Key
-from almanac.models.mamba import read_stack, write_stack
-from almanac.models.tensor_layout import Concat
+from almanac.models.gguf_fields import STACK, Entry, GgufFields
+from almanac.models.gguf_names import AROUND, named, tensor
+from almanac.models.mamba import STATES, UNBIASED, read_stack, with_length, write_stack
+from almanac.models.tensor_layout import Concat, Decay, Reshaped, Unsqueeze
 from almanac.nn.mixer_block import MixerBlock
 from almanac.nn.recurrent.mamba2 import GroupedRMSNorm, Mamba2, mamba2
 from almanac.nn.stack import Decoder
@@ -107,5 +109,53 @@ def write(spec: Decoder.Spec) -> Config | None:
     )
 
 
+def gguf_keys(spec: Decoder.Spec) -> tuple[Key, ...]:
+    """The name table of GGUF, where what a head has one of is a column, and each group's part of the norm a row."""
+    block, theirs = spec.layers[0], "blk.{i}."
+    assert isinstance(block, MixerBlock.Spec) and isinstance(block.mixer, Mamba2.Spec)
+    column = (block.mixer.num_heads, 1)
+    parts = (block.mixer.num_groups, block.mixer.out.in_features // block.mixer.num_groups)
+    return (
+        *AROUND,
+        named("layers.{i}.mixer_norm", theirs + "attn_norm"),
+        named((_OURS + "gate", _OURS + "inward", _OURS + "step"), theirs + "ssm_in"),
+        named(_OURS + "conv", theirs + "ssm_conv1d", Unsqueeze()),
+        tensor(_OURS + "step_bias", theirs + "ssm_dt.bias"),
+        tensor(_OURS + "log_decay", theirs + "ssm_a", Decay(shape=column)),
+        tensor(_OURS + "skip", theirs + "ssm_d", Reshaped(shape=column)),
+        named(_OURS + "norm", theirs + "ssm_norm", Reshaped(shape=parts)),
+        named(_OURS + "out", theirs + "ssm_out"),
+    )
+
+
+def from_gguf(config: Config) -> Config:
+    """The configuration, whose heads' width follows. Raises FileFormatError where it cannot."""
+    inner, heads = config["inner"], config["num_heads"]
+    if inner % heads:
+        raise FileFormatError(f"{inner} channels in {heads} heads", remedy="Fetch the model again.")
+    return {**config, "head_dim": inner // heads, "expand": inner / config["hidden_size"]}
+
+
+def to_gguf(config: Config) -> Config:
+    """The inverse of `from_gguf`."""
+    return {**with_length(config), "inner": config["num_heads"] * config["head_dim"]}
+
+
+GGUF = GgufFields(
+    sizes=STACK,
+    entries=(
+        *STATES,
+        Entry("ssm.inner_size", "inner", "integer"),
+        Entry("ssm.time_step_rank", "num_heads", "integer"),
+        Entry("ssm.group_count", "n_groups", "integer"),
+    ),
+    implied=UNBIASED,
+    flags={},
+    inward=from_gguf,
+    outward=to_gguf,
+    rotary=False,
+    factors=False,
+    keys=gguf_keys,
+)
 TINY = {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2, "use_bias": True, "expand": 2}
-FAMILY = Family("mamba2", "Mamba2ForCausalLM", read, write, KEYS, tiny=TINY)
+FAMILY = Family("mamba2", "Mamba2ForCausalLM", read, write, KEYS, gguf="mamba2", gguf_fields=GGUF, tiny=TINY)

@@ -8,10 +8,13 @@ as transformers does, which knows channels of four times the width only, as all 
 
 from __future__ import annotations
 
+from almanac.core.errors import UnsupportedError
 from almanac.models.decoder_frame import decoder
 from almanac.models.dense_decoder import either, head_dim_of, parts_of, refuse, silent, sizes
 from almanac.models.family import MAX_LAYERS, Config, Family, Fields, Key
 from almanac.models.gated_decoder import scale_of
+from almanac.models.gguf_fields import REMEDY, Entry, GgufFields
+from almanac.models.gguf_names import AROUND, DENSE, FUSED_MIXER, NORMS
 from almanac.models.tensor_layout import Concat
 from almanac.nn.activation import Gelu
 from almanac.nn.attention.full import Attention, attention
@@ -105,11 +108,47 @@ def write(spec: Decoder.Spec) -> Config | None:
     }
 
 
+def from_gguf(config: Config) -> Config:
+    """The configuration of what a file can be. Raises UnsupportedError for one without ALiBi, or of another width."""
+    inner, hidden = config["intermediate_size"], config["d_model"]
+    if not config["gentlest"] or inner != WIDER * hidden:
+        raise UnsupportedError(
+            f"An MPT without ALiBi, or with channels of {inner} for a width of {hidden}, in GGUF", remedy=REMEDY
+        )
+    own = {"alibi": True, "alibi_bias_max": config["gentlest"], "clip_qkv": config.get("clip")}
+    return config | {"attn_config": own}
+
+
+def to_gguf(config: Config) -> Config:
+    """The inverse of `from_gguf`. Raises UnsupportedError for norms of queries and keys, over which llama.cpp ends itself."""
+    own = config["attn_config"]
+    if own["qk_ln"]:
+        raise UnsupportedError("An MPT with qk_ln in GGUF", remedy="Export as hf instead.")
+    told = {"clip": own["clip_qkv"], "gentlest": float(own["alibi_bias_max"])}
+    return config | told | {"intermediate_size": WIDER * config["d_model"]}
+
+
+GGUF = GgufFields(
+    entries=(
+        Entry("attention.layer_norm_epsilon", "layer_norm_epsilon"),
+        Entry("attention.clamp_kqv", "clip", needed=False),
+        Entry("attention.max_alibi_bias", "gentlest", "any"),
+    ),
+    renamed=THEIRS,
+    rotary=False,
+    factors=False,
+    flags={},
+    inward=from_gguf,
+    outward=to_gguf,
+    keys=(*AROUND, *NORMS, *FUSED_MIXER, *DENSE),
+)
 FAMILY = Family(
     "mpt",
     "MptForCausalLM",
     read,
     write,
     KEYS,
+    gguf="mpt",
+    gguf_fields=GGUF,
     tiny={"max_seq_len": 64, "attn_config": {"clip_qkv": 0.5, "qk_ln": True, "alibi_bias_max": 6}},
 )

@@ -1,8 +1,8 @@
 """How a family's files lay out what is a weight of ours: fused, transposed, interleaved by head, one tensor per expert.
 
 A name table (`Key`) says which of their modules hold which of ours; a layout says how, and both directions are exact: they
-only move numbers. A table may hold several rows for one weight of ours, since files of one family were written in several
-ways: whichever is there is read, and the first is written.
+only move numbers, but for `Decay`, which says what it costs. A table may hold several rows for one weight of ours, since
+files of one family were written in several ways: whichever is there is read, and the first is written.
 """
 
 from __future__ import annotations
@@ -131,6 +131,62 @@ class Squeeze(Layout):
 
     def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
         return [tensor.unsqueeze(self.dim) if tensor.dim() >= self.dim + 1 else tensor for tensor in ours]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsqueeze(Layout):
+    """Ours has a dimension of size 1 that theirs has not: the inverse of `Squeeze`."""
+
+    dim: int = 1
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Size]) -> list[Tensor]:
+        return [tensor.reshape(shape) for tensor, shape in zip(theirs, shapes, strict=True)]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor.squeeze(self.dim) if tensor.dim() >= self.dim + 2 else tensor for tensor in ours]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decay(Layout):
+    """Theirs, of ``shape``, is A = -exp(a) of our a, as GGUF holds the decay of state-space models.
+
+    Not exact: A is rounded to float32 once, so that log(-A) is a again where |a| >= 1 and within 6e-8 of it below, and
+    writing that again gives the same A within an ulp.
+    """
+
+    shape: tuple[int, ...]
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Size]) -> list[Tensor]:
+        (whole,), (shape,) = theirs, shapes
+        if whole.numel() != shape.numel():
+            raise _unfit(whole, f"{tuple(shape)}")
+        if not bool(((whole < 0) & whole.isfinite()).all()):
+            raise FileFormatError(
+                "A state of the file does not fade: its decay must be below zero", remedy="Fetch the model again."
+            )
+        return [(-whole.double()).log().to(torch.float32).reshape(shape)]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [-ours[0].double().exp().to(torch.float32).reshape(self.shape)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeysAndValues(Layout):
+    """Ours [heads · (key + value), rank] is two of theirs: keys [heads, rank, key] and values [heads, value, rank]."""
+
+    heads: int
+    key_dim: int
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Size]) -> list[Tensor]:
+        (keys, values), (shape,) = theirs, shapes
+        value_dim = shape[0] // self.heads - self.key_dim
+        if keys.shape != (self.heads, shape[1], self.key_dim) or values.shape != (self.heads, value_dim, shape[1]):
+            raise _unfit(keys, f"the keys of {self.heads} heads of {self.key_dim}")
+        return [torch.cat([keys.transpose(1, 2), values], dim=1).reshape(shape)]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        heads = ours[0].unflatten(0, (self.heads, -1))
+        return [heads[:, : self.key_dim].transpose(1, 2).contiguous(), heads[:, self.key_dim :].contiguous()]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ instead, as most trainers did until October 2024, weights a short answer like a 
 on how a step happens to be cut into micro-batches.
 
 Two forms give the same loss: :func:`next_token` from all logits, and :func:`next_token_from_hidden` from hidden vectors,
-which computes logits for targets only, a chunk at a time, so that [batch, time, vocab] never exists.
+which computes logits for targets only, a chunk at a time, so that [batch, time, vocab] never exists. Label smoothing and
+z-loss are other values of `CrossEntropy`.
 
 Legend: b rows, t tokens of a row, v vocab, h hidden, n targets.
 """
@@ -18,12 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from almanac.core.batch import Tokens
 from almanac.core.errors import ShapeError
+from almanac.objectives.cross_entropy import PLAIN, CrossEntropy, Sums, cross_entropy_sums
 
 CHUNK_TARGETS = 512
 """Targets whose logits exist at once: 100 MB in float32 at a vocabulary of 49 thousand."""
@@ -32,13 +33,16 @@ Metrics = dict[str, Tensor]
 """Sums over the batch's targets, without gradient: ``nll`` in nats, ``correct`` (the arg-max was the target)."""
 
 
-def next_token(logits: Tensor, batch: Tokens, *, normaliser: float | None = None) -> tuple[Tensor, Metrics]:
+def next_token(
+    logits: Tensor, batch: Tokens, *, normaliser: float | None = None, form: CrossEntropy = PLAIN
+) -> tuple[Tensor, Metrics]:
     """The loss from all logits.
 
     Args:
         logits: [b, t, v]; position t holds the prediction of token t + 1.
         batch: its ``loss_mask`` says which tokens are scored.
         normaliser: targets of the whole optimizer step; None for those of this batch.
+        form: label smoothing and z-loss; the metrics stay those of the plain loss.
 
     Returns:
         The loss, a scalar, and the sums to report.
@@ -52,8 +56,9 @@ def next_token(logits: Tensor, batch: Tokens, *, normaliser: float | None = None
             remedy="Give one row of logits per token.",
         )
     before, targets = alignment(batch)
-    nll, correct = _summed(logits.flatten(0, 1).index_select(0, before), targets)
-    return _normalised(nll, correct, batch, normaliser)
+    return normalised(
+        cross_entropy_sums(logits.flatten(0, 1).index_select(0, before), targets, form), batch, normaliser
+    )
 
 
 def next_token_from_hidden(
@@ -63,6 +68,7 @@ def next_token_from_hidden(
     logits: Callable[[Tensor], Tensor],
     normaliser: float | None = None,
     chunk_targets: int = CHUNK_TARGETS,
+    form: CrossEntropy = PLAIN,
 ) -> tuple[Tensor, Metrics]:
     """The same loss from hidden vectors [b, t, h] and the head, ``logits``: [n, h] -> [n, v].
 
@@ -79,13 +85,27 @@ def next_token_from_hidden(
         )
     before, targets = alignment(batch)
     vectors = hidden.flatten(0, 1).index_select(0, before)  # [n, h]
-    chunk_sums = _way(vectors, logits)
-    nll, correct = vectors[:0].sum(), targets.new_zeros(())  # zero, and part of the graph even without a target
+    sums = chunked_sums(vectors, targets, logits=logits, chunk_targets=chunk_targets, form=form)
+    return normalised(sums, batch, normaliser)
+
+
+def chunked_sums(
+    vectors: Tensor,
+    targets: Tensor,
+    *,
+    logits: Callable[[Tensor], Tensor],
+    chunk_targets: int = CHUNK_TARGETS,
+    form: CrossEntropy = PLAIN,
+) -> Sums:
+    """vectors [n, h], targets int64 [n] -> their sums, with at most ``chunk_targets`` rows of logits at once."""
+    way = _way(vectors, logits)
+    loss = vectors[:0].sum()  # zero, and part of the graph even without a target
+    nll, correct = loss.detach(), targets.new_zeros(())
     for start in range(0, len(targets), chunk_targets):
         end = start + chunk_targets
-        chunk_nll, chunk_correct = chunk_sums(vectors[start:end], targets[start:end], logits)
-        nll, correct = nll + chunk_nll, correct + chunk_correct
-    return _normalised(nll, correct, batch, normaliser)
+        chunk = way(vectors[start:end], targets[start:end], logits, form)
+        loss, nll, correct = loss + chunk.loss, nll + chunk.nll, correct + chunk.correct
+    return Sums(loss, nll, correct)
 
 
 def alignment(batch: Tokens) -> tuple[Tensor, Tensor]:
@@ -97,7 +117,15 @@ def alignment(batch: Tokens) -> tuple[Tensor, Tensor]:
     return at - 1, batch.tokens.flatten().index_select(0, at)
 
 
-ChunkSums = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], tuple[Tensor, Tensor]]
+def normalised(sums: Sums, batch: Tokens, normaliser: float | None) -> tuple[Tensor, Metrics]:
+    """The loss over ``normaliser``, or over the targets of ``batch``. Raises ShapeError if that is none."""
+    normaliser = float(batch.num_targets) if normaliser is None else normaliser
+    if not normaliser > 0:
+        raise ShapeError(f"A loss over {normaliser:g} targets", remedy="Give batches whose loss_mask marks a token.")
+    return sums.loss / normaliser, {"nll": sums.nll, "correct": sums.correct}
+
+
+ChunkSums = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor], CrossEntropy], Sums]
 
 
 def _way(vectors: Tensor, logits: Callable[[Tensor], Tensor]) -> ChunkSums:
@@ -109,53 +137,39 @@ def _way(vectors: Tensor, logits: Callable[[Tensor], Tensor]) -> ChunkSums:
     return _frozen_head if vectors.requires_grad else _forward_only
 
 
-def _summed(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """logits [n, v], targets [n] -> (sum of nll, number of arg-max hits); in float32 or wider."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    with torch.no_grad():
-        correct = (wide.argmax(dim=-1) == targets).sum()
-    return F.cross_entropy(wide, targets, reduction="sum"), correct
+def _forward_only(vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], form: CrossEntropy) -> Sums:
+    return cross_entropy_sums(logits(vectors), targets, form)
 
 
-def _forward_only(vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    return _summed(logits(vectors), targets)
+def _recomputed(vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], form: CrossEntropy) -> Sums:
+    def sums(chunk: Tensor) -> tuple[Tensor, ...]:
+        return tuple(cross_entropy_sums(logits(chunk), targets, form))
+
+    loss, nll, correct = checkpoint(sums, vectors, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
+    return Sums(loss, nll, correct)
 
 
-def _recomputed(vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    def sums(chunk: Tensor) -> tuple[Tensor, Tensor]:
-        return _summed(logits(chunk), targets)
-
-    nll, correct = checkpoint(sums, vectors, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
-    return nll, correct
-
-
-def _frozen_head(vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    return _GradientAtOnce.apply(vectors, targets, logits)  # pyright: ignore[reportReturnType]
+def _frozen_head(vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], form: CrossEntropy) -> Sums:
+    return Sums(*_GradientAtOnce.apply(vectors, targets, logits, form))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class _GradientAtOnce(torch.autograd.Function):
-    """Sum of nll whose gradient to the vectors is computed in forward, so that the logits can go at once."""
+    """Sum of losses whose gradient to the vectors is computed in forward, so that the logits can go at once."""
 
     @staticmethod
     def forward(
-        ctx: Any, vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], form: CrossEntropy
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             leaf = vectors.detach().requires_grad_()
-            nll, correct = _summed(logits(leaf), targets)
-        (gradient,) = torch.autograd.grad(nll, leaf)
+            sums = cross_entropy_sums(logits(leaf), targets, form)
+        (gradient,) = torch.autograd.grad(sums.loss, leaf)
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(correct)
-        return nll.detach(), correct
+        nll = sums.nll.clone()  # two outputs must not be one tensor
+        ctx.mark_non_differentiable(nll, sums.correct)
+        return sums.loss.detach(), nll, sums.correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].to(gradient.dtype), None, None
-
-
-def _normalised(nll: Tensor, correct: Tensor, batch: Tokens, normaliser: float | None) -> tuple[Tensor, Metrics]:
-    normaliser = float(batch.num_targets) if normaliser is None else normaliser
-    if not normaliser > 0:
-        raise ShapeError(f"A loss over {normaliser:g} targets", remedy="Give batches whose loss_mask marks a token.")
-    return nll / normaliser, {"nll": nll.detach(), "correct": correct}
+        return gradient * grads[0].to(gradient.dtype), None, None, None

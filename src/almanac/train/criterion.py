@@ -16,6 +16,7 @@ from almanac.core.batch import Tokens
 from almanac.core.state import Context
 from almanac.core.value import Value
 from almanac.data.pack import is_packed
+from almanac.objectives.cross_entropy import CrossEntropy
 from almanac.objectives.next_token import CHUNK_TARGETS, Metrics, next_token_from_hidden
 
 
@@ -41,6 +42,7 @@ class NextToken(Criterion):
     """Next-token prediction on :class:`Tokens`; the network offers ``hidden`` and ``logits``."""
 
     chunk_targets: int = CHUNK_TARGETS
+    form: CrossEntropy = CrossEntropy()
 
     def weight(self, batch: Tokens) -> float:
         return batch.num_targets
@@ -51,7 +53,12 @@ class NextToken(Criterion):
     def loss(self, network: nn.Module, batch: Tokens, *, normaliser: float) -> tuple[Tensor, Metrics]:
         hidden, _ = network.hidden(batch.tokens, None, context_of(batch))
         return next_token_from_hidden(
-            hidden, batch, logits=network.logits, normaliser=normaliser, chunk_targets=self.chunk_targets
+            hidden,
+            batch,
+            logits=network.logits,
+            normaliser=normaliser,
+            chunk_targets=self.chunk_targets,
+            form=self.form,
         )
 
 

@@ -1,7 +1,8 @@
 """The training loop. There is one; what differs between runs is passed to it: batches, criterion, settings, listeners.
 
 A step: the normaliser over all micro-batches -> forward and backward of each -> gradient norm -> update. A loss or a
-gradient that is not finite ends the step *before* the update, whatever produced it. With a run folder the run saves
+gradient that is not finite ends the step *before* the update, whatever produced it; where it may be the loss scale's doing
+(see ``train.precision``) the step is taken again with a smaller one. With a run folder the run saves
 itself and, started again, continues bit for bit (on one machine, build and thread count).
 """
 
@@ -28,7 +29,7 @@ from almanac.train.events.metrics import MetricsLog
 from almanac.train.interrupt import stopping_on_signals
 from almanac.train.run_folder import RunFolder, fingerprint
 from almanac.train.settings import TrainSettings
-from almanac.train.training import Batches, Training
+from almanac.train.training import Batches, Keeper, Training
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def train(
     Args:
         network: what ``criterion`` knows how to run; for :class:`NextToken` anything with ``hidden`` and ``logits``.
         batches: the steps (see ``data.collate.StepBatches``).
-        listeners: called with every event; an exception from one ends the run.
+        listeners: called with every event; an exception from one ends the run. What a `Keeper` remembers is saved.
         run_folder: where run.json, the log and the checkpoints go; a run found there is continued. With one, Ctrl-C and
             SIGTERM save and stop; without, they act as usual.
         stop: set it, from anywhere, to have the run stop as on Ctrl-C.
@@ -68,9 +69,10 @@ def train(
         LockedError: another process is running there.
     """
     settings, criterion, stop = settings or TrainSettings(), criterion or NextToken(), stop or threading.Event()
-    training = Training.begin(network, batches, settings=settings)
+    keepers = [listener for listener in listeners if isinstance(listener, Keeper)]
+    training = Training.begin(network, batches, settings=settings, keepers=keepers)
     if run_folder is None:
-        with _quiet_surroundings(network, settings.seed):
+        with _quiet_surroundings(network, settings.seed), settings.precision.prepared(network):
             return _run(training, criterion, listeners, stop, lambda section, value: None)
     identity = {
         "settings": settings.to_dict(),
@@ -78,7 +80,8 @@ def train(
         "data": batches.digest(),
         "network": fingerprint(network),
     }
-    with RunFolder(run_folder, identity) as folder, _quiet_surroundings(network, settings.seed):
+    prepared, quiet = settings.precision.prepared(network), _quiet_surroundings(network, settings.seed)
+    with prepared, RunFolder(run_folder, identity) as folder, quiet:
         checkpoints = Checkpoints(folder.checkpoints)
         log = MetricsLog(folder.metrics)
         notes = tuple(_resume(training, checkpoints))
@@ -125,50 +128,76 @@ def _run(
 
 def _step(training: Training, criterion: Criterion, stop: threading.Event) -> StepDone | None:
     """One optimizer step; None, with everything as before it, if the run was asked to stop in the middle."""
-    began, place, dice = time.perf_counter(), training.batches.state(), torch.get_rng_state()
-    micro_batches = next(training.batches)
-    normaliser = sum(criterion.weight(batch) for batch in micro_batches)
+    began, place, scale = time.perf_counter(), training.place(), training.scale.value
     rate = training.set_rate()
-    total, sums = 0.0, dict[str, float]()
-    for batch in micro_batches:
-        if stop.is_set():
-            training.optimizer.zero_grad()
-            training.batches.load(place)
-            torch.set_rng_state(dice)
-            return None
-        loss, metrics = criterion.loss(training.network, batch, normaliser=normaliser)
-        total += loss.item()
-        if not math.isfinite(total):
+    while (taken := _take(training, criterion, stop)) is not None and taken.skipped == "gradient":
+        if not training.scale.shrink():
             break
-        loss.backward()
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    norm, skipped = _update(training, total)
+        training.go_back(place)
+    if taken is None:
+        training.go_back(place)
+        return None
     counters = training.counters
     counters.step += 1
-    if skipped is None:
-        counters.good(total, normaliser)
+    if taken.skipped is None:
+        counters.good(taken.loss, taken.targets)
+        training.scale.grow()
     else:
         counters.bad()
+        training.scale.value = scale  # the fault was not the scale's
     return StepDone(
         step=counters.step,
         steps=len(training.batches),
         epoch=training.batches.state()["epoch"],
-        loss=total if math.isfinite(total) else None,
+        loss=taken.loss if math.isfinite(taken.loss) else None,
         smoothed_loss=counters.smoothed_loss,
-        metrics={name: value / normaliser for name, value in sums.items() if math.isfinite(value)},
+        metrics={name: value / taken.targets for name, value in taken.sums.items() if math.isfinite(value)},
         learning_rate=rate,
-        gradient_norm=norm if math.isfinite(norm) else None,
-        targets=normaliser,
-        tokens=sum(criterion.tokens(batch) for batch in micro_batches),
+        gradient_norm=taken.norm if math.isfinite(taken.norm) else None,
+        targets=taken.targets,
+        tokens=taken.tokens,
         seconds=time.perf_counter() - began,
-        skipped=skipped,
+        skipped=taken.skipped,
     )
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What came of the micro-batches of a step; ``skipped``: why there was no update, or None."""
+
+    loss: float
+    sums: dict[str, float]
+    norm: float
+    targets: float
+    tokens: int
+    skipped: str | None
+
+
+def _take(training: Training, criterion: Criterion, stop: threading.Event) -> _Taken | None:
+    """The micro-batches of the next step and the update; None, without one, if the run was asked to stop."""
+    micro_batches = next(training.batches)
+    normaliser = sum(criterion.weight(batch) for batch in micro_batches)
+    total, sums = 0.0, dict[str, float]()
+    for batch in micro_batches:
+        if stop.is_set():
+            return None
+        with training.settings.precision.forward(training.network):
+            loss, metrics = criterion.loss(training.network, batch, normaliser=normaliser)
+        total += loss.item()
+        if not math.isfinite(total):
+            break
+        (loss * training.scale.value).backward()
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    norm, skipped = _update(training, total)
+    tokens = sum(criterion.tokens(batch) for batch in micro_batches)
+    return _Taken(total, sums, norm, normaliser, tokens, skipped)
 
 
 def _update(training: Training, loss: float) -> tuple[float, str | None]:
     """Applies the gradients, if they and the loss are finite; returns their global norm and why nothing was done."""
     gradients = [p.grad for p in training.parameters.values() if p.grad is not None]
+    _scale(gradients, 1 / training.scale.value)  # before anything looks at them
     norm = float(torch.nn.utils.get_total_norm(gradients)) if math.isfinite(loss) else math.nan
     skipped = "loss" if not math.isfinite(loss) else "gradient" if not math.isfinite(norm) else None
     if skipped is None:

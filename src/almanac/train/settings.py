@@ -9,6 +9,7 @@ from almanac.core.value import Value
 from almanac.data.collate import Row, StepBatches
 from almanac.train.optimizers.adamw import AdamW
 from almanac.train.optimizers.optimizer import Optimizer
+from almanac.train.precision import Full, Precision
 from almanac.train.schedules.cosine import Cosine
 from almanac.train.schedules.schedule import Schedule, learning_rate
 
@@ -21,6 +22,7 @@ class TrainSettings(Value):
     warmup: float = 0.05  # share of all steps
     schedule: Schedule = Cosine(floor=0.1)
     optimizer: Optimizer = AdamW()
+    precision: Precision = Full()  # in which numbers the network is run
     clip_norm: float | None = 1.0  # largest global gradient norm; None leaves gradients as they are
     epochs: int = 3  # how often every example is seen
     steps: int | None = None  # optimizer steps in all; overrides epochs

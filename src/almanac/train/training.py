@@ -6,18 +6,24 @@ What :meth:`Training.capture` returns decides every later step, so that a run re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from almanac.core.errors import FileFormatError, TrainingError
+from almanac.train.precision import LossScale
 from almanac.train.settings import TrainSettings
 
-PARAMETER, OPTIMIZER, RNG = "parameter/", "optimizer/", "rng/torch"
+PARAMETER, OPTIMIZER, KEEPER, RNG = "parameter/", "optimizer/", "keeper/", "rng/torch"
 SMOOTHING = 0.95  # of the running mean of the loss that progress shows
+
+
+Place = tuple[dict[str, int], Tensor]
+"""A place in the data, and the state of the dice."""
 
 
 class Batches(Protocol):
@@ -29,6 +35,23 @@ class Batches(Protocol):
     def state(self) -> dict[str, int]: ...
     def load(self, state: dict[str, int]) -> None: ...
     def digest(self) -> str: ...
+
+
+class Keeper(ABC):
+    """A listener whose memory is saved with the run, such as an average of the weights."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What tells it from the other keepers of a run."""
+
+    @abstractmethod
+    def state(self) -> Mapping[str, Tensor]:
+        """Its memory; the tensors are written before the next step."""
+
+    @abstractmethod
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Goes to a memory that was saved."""
 
 
 @dataclass
@@ -71,17 +94,28 @@ class Training:
     settings: TrainSettings
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
+    scale: LossScale
+    keepers: dict[str, Keeper] = field(default_factory=dict[str, Keeper])
     counters: Counters = field(default_factory=Counters)
 
     @classmethod
-    def begin(cls, network: nn.Module, batches: Batches, *, settings: TrainSettings) -> Training:
-        """A run at its first step. Raises TrainingError if no parameter requires a gradient."""
+    def begin(
+        cls, network: nn.Module, batches: Batches, *, settings: TrainSettings, keepers: Sequence[Keeper] = ()
+    ) -> Training:
+        """A run at its first step.
+
+        Raises TrainingError if no parameter requires a gradient, or two keepers have one name.
+        """
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         if not parameters:
             raise TrainingError(
                 "No parameter of this network requires a gradient", remedy="Attach an adapter, or unfreeze weights."
             )
-        return cls(network, batches, settings, parameters, settings.optimizer.build(parameters))
+        named = {keeper.name: keeper for keeper in keepers}
+        if len(named) != len(keepers):
+            raise TrainingError("Two averages or other keepers have one name", remedy="Give each its own.")
+        optimizer, scale = settings.optimizer.build(parameters), settings.precision.loss_scale()
+        return cls(network, batches, settings, parameters, optimizer, scale, named)
 
     def set_rate(self) -> float:
         """Gives the optimizer the learning rate of the step that comes now, and returns it."""
@@ -89,6 +123,16 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    def place(self) -> Place:
+        """Where the data and the dice stand, for :meth:`go_back`."""
+        return self.batches.state(), torch.get_rng_state()
+
+    def go_back(self, place: Place) -> None:
+        """Gives up what was done since ``place`` was taken, weights not having been updated."""
+        self.optimizer.zero_grad()
+        self.batches.load(place[0])
+        torch.set_rng_state(place[1])
 
     def capture(self) -> Snapshot:
         """The state between two steps; tensors are the live ones, to be written before the next step."""
@@ -100,11 +144,15 @@ class Training:
                     tensors[f"{OPTIMIZER}{name}/{key}"] = value
                 else:
                     scalars.setdefault(name, {})[key] = value
+        for name, keeper in self.keepers.items():
+            tensors |= {f"{KEEPER}{name}/{key}": tensor for key, tensor in keeper.state().items()}
         tensors[RNG] = torch.get_rng_state()
         facts = {
             "counters": asdict(self.counters),
             "batches": self.batches.state(),
             "optimizer": scalars,
+            "scale": {"value": self.scale.value, "good": self.scale.good},
+            "keepers": sorted(self.keepers),
             "threads": torch.get_num_threads(),
         }
         return Snapshot(tensors, facts)
@@ -112,7 +160,7 @@ class Training:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes to the state that was captured.
 
-        Raises FileFormatError, before anything is changed, if the snapshot is of other parameters.
+        Raises FileFormatError, before anything is changed, if the snapshot is of other parameters or keepers.
         """
         tensors = snapshot.tensors
         saved = {name.removeprefix(PARAMETER): t for name, t in tensors.items() if name.startswith(PARAMETER)}
@@ -122,14 +170,24 @@ class Training:
                 "The checkpoint holds other parameters than the network trains now",
                 remedy="Resume with the model and the plan that the run was started with.",
             )
+        kept = snapshot.facts.get("keepers", [])  # absent where the checkpoint is of before there were any
+        if kept != sorted(self.keepers):
+            raise FileFormatError(
+                f"The checkpoint holds the memory of {kept}, this run keeps {sorted(self.keepers)}",
+                remedy="Resume with the averages that the run was started with.",
+            )
         self.counters = Counters(**snapshot.facts["counters"])
         self.batches.load(snapshot.facts["batches"])
+        self.scale = replace(self.scale, **snapshot.facts.get("scale", {}))
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved[name])
         states = _optimizer_states(tensors, snapshot.facts["optimizer"], self.parameters)
         self.optimizer.state.clear()
         self.optimizer.state.update(states)
+        for name, keeper in self.keepers.items():
+            prefix = f"{KEEPER}{name}/"
+            keeper.load({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
         torch.set_rng_state(tensors[RNG].clone())
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from almanac.train.optimizers.optimizer import Optimizer
+from almanac.train.optimizers.optimizer import Optimizer, decaying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,20 @@ class AdamW(Optimizer):
     weight_decay: float = 0.0
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        matrices = [parameter for parameter in parameters.values() if parameter.dim() >= 2]
-        vectors = [parameter for parameter in parameters.values() if parameter.dim() < 2]
-        groups = [
-            {"params": matrices, "weight_decay": self.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
         return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            decaying(list(parameters.values()), self.weight_decay),
             lr=0.0,
             betas=(self.beta1, self.beta2),
             eps=self.epsilon,
             fused=True,
         )
+
+    def direction(self, gradient: Tensor, first: Tensor, second: Tensor, step: int) -> Tensor:
+        """What the rate is multiplied with; takes the gradient into both moments, in place. ``step`` counts from 1.
+
+        For optimizers that keep moments in a way of their own, or leave a part of the parameters to Adam.
+        """
+        first.lerp_(gradient, 1 - self.beta1)
+        second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        denominator = (second / (1 - self.beta2**step)).sqrt_().add_(self.epsilon)
+        return first / (1 - self.beta1**step) / denominator

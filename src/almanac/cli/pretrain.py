@@ -1,0 +1,134 @@
+"""``almanac pretrain``: a model from nothing, on a folder of text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter, validators
+
+from almanac.cli.interrupts import noticing_ctrl_c
+from almanac.cli.options import Json
+from almanac.cli.printing import emit, line, table
+from almanac.cli.progress import reporting
+from almanac.core.errors import RequestError, TrainingError
+
+if TYPE_CHECKING:
+    from almanac.nn.stack import Decoder
+    from almanac.pretrain.settings import PretrainSettings
+    from almanac.tokenizers.tokenizer import Tokenizer
+
+STOPPED = "Run the same command again; the run goes on where it was."
+Count = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """What is trained, and how long.
+
+    Args:
+        spec: The model: a config.json or spec as JSON, or a model whose shape is to be had; by default a small Llama.
+        tokenizer: A folder with a tokenizer.json; by default byte-level BPE is trained on the text.
+        vocab_size: Tokens of the tokenizer that is trained.
+        steps: Training steps.
+        time: Tokens of a window of text.
+        learning_rate: At its peak.
+        held_out: Share of the text that is measured on and never trained on.
+        seed: Of the weights and of the order of the text.
+    """
+
+    spec: str | None = None
+    tokenizer: Path | None = None
+    vocab_size: Count = None
+    steps: Count = None
+    time: Annotated[int | None, Parameter(validator=validators.Number(gte=2))] = None
+    learning_rate: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None
+    held_out: Annotated[float | None, Parameter(validator=validators.Number(gt=0, lt=1))] = None
+    seed: int = 0
+
+    def settings(self) -> PretrainSettings:
+        """As a run wants them."""
+        from almanac.pretrain.settings import PretrainSettings
+
+        usual = PretrainSettings()
+        own = {"vocab_size": self.vocab_size, "time": self.time, "held_out": self.held_out}
+        training = {"steps": self.steps, "learning_rate": self.learning_rate, "seed": self.seed}
+        train = usual.train.with_(**{name: value for name, value in training.items() if value is not None})
+        return usual.with_(train=train, **{name: value for name, value in own.items() if value is not None})
+
+    def shape(self) -> Decoder.Spec | None:
+        """The spec that is named. Raises RequestError for one that is no decoder."""
+        from almanac.nn.stack import Decoder
+        from almanac.verify.spec_source import named
+
+        if self.spec is None:
+            return None
+        found = named(self.spec).spec
+        if not isinstance(found, Decoder.Spec):
+            raise RequestError(f"{self.spec} is no decoder", remedy="Only decoders are pre-trained yet.")
+        return found
+
+    def words(self) -> Tokenizer | None:
+        """The tokenizer that is named."""
+        from almanac.tokenizers.tokenizer import Tokenizer
+
+        return None if self.tokenizer is None else Tokenizer.from_json_file(self.tokenizer)
+
+
+USUAL = Pretraining()
+
+
+def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json: Json = False) -> int:
+    """Train a model from nothing on a folder of text.
+
+    Exact copies are left out, a part of the text is held out, a tokenizer is trained, and the model learns the rest, measured
+    on what was held out as it goes. A run that was stopped goes on where it was, bit for bit, when the same command is run
+    again.
+
+    ```
+    almanac pretrain books/ --output my-model
+    almanac pretrain books/ --output my-model --steps 5000 --vocab-size 8000
+    almanac pretrain books/ --output my-mamba --spec mamba.json --tokenizer my-tokenizer
+    ```
+
+    Args:
+        texts: Files and folders of text (.txt, .md, .jsonl, also .gz).
+        output: The folder of the run; made if it is not there.
+    """
+    if not texts:
+        raise RequestError("pretrain without text", remedy="Name files or folders of text.")
+    from almanac.files.strict_json import read_json
+    from almanac.pretrain.report import figures
+    from almanac.pretrain.run import pretrain as trained
+
+    with noticing_ctrl_c() as pressed:
+        try:
+            with reporting(in_json=json) as report:
+                trained(
+                    texts,
+                    output,
+                    spec=pretraining.shape(),
+                    tokenizer=pretraining.words(),
+                    settings=pretraining.settings(),
+                    report=report,
+                )
+        except (KeyboardInterrupt, TrainingError) as error:
+            if isinstance(error, TrainingError) and not pressed():
+                raise
+            stop = KeyboardInterrupt()
+            stop.add_note(STOPPED)
+            raise stop from error
+    facts = read_json(output / "pretraining.json")
+    assert isinstance(facts, dict)
+    shown = figures(facts)
+    if json:
+        emit({"event": "done", "output": str(output), "figures": dict(shown), "measured": facts["train"]["measured"]})
+        return 0
+    table(("figure", "value"), shown)
+    line()
+    line(f"{output / 'model'} is ready. What it is: {output / 'card.md'}; with curves: {output / 'report.html'}. Try:")
+    line(f'  almanac generate {output / "model"} "..."')
+    line(f"  almanac export {output / 'model'} model.gguf --format gguf")
+    return 0

@@ -1,0 +1,52 @@
+"""What a pre-training run is asked to do, as one printable value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from almanac.core.value import Value
+from almanac.train.optimizers.adamw import AdamW
+from almanac.train.schedules.cosine import Cosine
+from almanac.train.settings import TrainSettings
+
+STEPS = 1200  # some ten minutes of two cores with the default model
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(Value):
+    """The dials; the defaults suit a few megabytes of text and ten minutes of two cores.
+
+    - ``vocab_size``: of the tokenizer that is trained where none is given; less where the text supports less
+    - ``time``: tokens of a window
+    - ``held_out``: share of the text to measure on, never trained on
+    - ``evaluate_every``: steps between two measurements; ``windows``: of held-out text that one takes
+    - ``sample_tokens``: length of the samples that show how the model writes
+    - ``train``: rate, schedule, optimizer, precision; its ``step_tokens`` and ``micro_tokens`` hold whole windows
+    """
+
+    vocab_size: int = 2048
+    time: int = 128
+    held_out: float = 0.05
+    evaluate_every: int = 100
+    windows: int = 64
+    sample_tokens: int = 80
+    train: TrainSettings = TrainSettings(
+        learning_rate=2e-3,
+        warmup=0.05,
+        schedule=Cosine(floor=0.1),
+        optimizer=AdamW(beta2=0.95, weight_decay=0.1),
+        steps=STEPS,
+        step_tokens=4096,
+        micro_tokens=4096,
+        save_every=100,
+    )
+
+    @property
+    def rows(self) -> int:
+        """Windows of a step."""
+        return max(1, self.train.step_tokens // self.time)
+
+    @property
+    def micro_rows(self) -> int:
+        """Windows of one forward pass."""
+        return max(1, self.train.micro_tokens // self.time)
