@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from almanac.cli.interrupts import noticing_ctrl_c
+from almanac.cli.interrupts import resumable
 from almanac.cli.options import Json
 from almanac.cli.printing import emit, line, table
 from almanac.cli.progress import reporting
-from almanac.core.errors import TrainingError
 
 if TYPE_CHECKING:
     from almanac.assistant.settings import BuildSettings
-
-STOPPED = "Run the same command again; the build goes on where it was."
 
 
 @Parameter(name="*")
@@ -77,16 +74,8 @@ def build(docs: Path, /, *, output: Path, making: Making = USUAL, json: Json = F
     from almanac.files.strict_json import read_json
 
     settings = making.settings()
-    with noticing_ctrl_c() as pressed:
-        try:
-            with reporting(in_json=json) as report:
-                built(docs, output, settings=settings, report=report)
-        except (KeyboardInterrupt, TrainingError) as error:
-            if isinstance(error, TrainingError) and not pressed():
-                raise
-            stop = KeyboardInterrupt()
-            stop.add_note(STOPPED)
-            raise stop from error
+    with resumable(), reporting(in_json=json) as report:
+        built(docs, output, settings=settings, report=report)
     evaluations = read_json(output / "evaluations.json")
     figures = _figures(evaluations)
     if json:

@@ -8,6 +8,24 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from almanac.core.errors import TrainingError
+
+STOPPED = "Run the same command again; it goes on where it was."
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Around work that saves and stops on Ctrl-C: told as an interruption, with what to do, and not as a failure."""
+    with noticing_ctrl_c() as pressed:
+        try:
+            yield
+        except (KeyboardInterrupt, TrainingError) as error:
+            if isinstance(error, TrainingError) and not pressed():
+                raise
+            stop = KeyboardInterrupt()
+            stop.add_note(STOPPED)
+            raise stop from error
+
 
 @contextmanager
 def noticing_ctrl_c() -> Iterator[Callable[[], bool]]:

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from almanac.cli.interrupts import noticing_ctrl_c
+from almanac.cli.interrupts import resumable
 from almanac.cli.options import Json
 from almanac.cli.printing import emit, line, table
 from almanac.cli.progress import reporting
-from almanac.core.errors import RequestError, TrainingError
+from almanac.core.errors import RequestError
 
 if TYPE_CHECKING:
     from almanac.nn.stack import Decoder
     from almanac.pretrain.settings import PretrainSettings
     from almanac.tokenizers.tokenizer import Tokenizer
 
-STOPPED = "Run the same command again; the run goes on where it was."
 Count = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
 
 
@@ -103,23 +102,15 @@ def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json:
     from almanac.pretrain.report import figures
     from almanac.pretrain.run import pretrain as trained
 
-    with noticing_ctrl_c() as pressed:
-        try:
-            with reporting(in_json=json) as report:
-                trained(
-                    texts,
-                    output,
-                    spec=pretraining.shape(),
-                    tokenizer=pretraining.words(),
-                    settings=pretraining.settings(),
-                    report=report,
-                )
-        except (KeyboardInterrupt, TrainingError) as error:
-            if isinstance(error, TrainingError) and not pressed():
-                raise
-            stop = KeyboardInterrupt()
-            stop.add_note(STOPPED)
-            raise stop from error
+    with resumable(), reporting(in_json=json) as report:
+        trained(
+            texts,
+            output,
+            spec=pretraining.shape(),
+            tokenizer=pretraining.words(),
+            settings=pretraining.settings(),
+            report=report,
+        )
     facts = read_json(output / "pretraining.json")
     assert isinstance(facts, dict)
     shown = figures(facts)
