@@ -47,7 +47,16 @@ def test_what_cannot_be_run_is_refused(almanac: Callable[..., Any], text: Path, 
     assert missing.code == 2 and "none.txt" in missing.err and not out.exists()
     encoder = tmp_path / "bert.json"
     encoder.write_text(
-        json.dumps({"model_type": "bert", "vocab_size": 290, "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20, "num_hidden_layers": 1})
+        json.dumps(
+            {
+                "model_type": "bert",
+                "vocab_size": 290,
+                "hidden_size": 12,
+                "num_attention_heads": 3,
+                "intermediate_size": 20,
+                "num_hidden_layers": 1,
+            }
+        )
     )
     refused = almanac("pretrain", text, "--output", out, "--spec", encoder)
     assert refused.code != 0 and "no decoder" in refused.err
