@@ -1,8 +1,8 @@
-"""Runs small trainings in forked children, one a line of input: ``FOLDER STEPS SAVE_EVERY KILL_AT DELAY``.
+"""Runs small trainings in forked children, one a line of input: ``FOLDER STEPS SAVE_EVERY SAVING KILL_AT DELAY``.
 
 Answers with the child's exit status when it is gone. With KILL_AT > 0 the child kills itself before its KILL_AT-th
 fsync or rename, the points between which a crash can fall; with DELAY > 0 it is killed after so many seconds. Forking
-saves importing torch every time.
+saves importing torch every time. SAVING is ``background`` where a thread writes the checkpoints.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ def arm(kill_at: int) -> None:
     os.fsync, os.rename, os.replace = watched(os.fsync), watched(os.rename), watched(os.replace)
 
 
-def child(folder: str, steps: str, save_every: str, kill_at: str) -> int:
+def child(folder: str, steps: str, save_every: str, saving: str, kill_at: str) -> int:
     arm(int(kill_at))
-    outcome = small_run.run(Path(folder), steps=int(steps), save_every=int(save_every))
+    is_background = saving == "background"
+    outcome = small_run.run(Path(folder), steps=int(steps), save_every=int(save_every), background_saves=is_background)
     return 0 if outcome.finished else 3
 
 

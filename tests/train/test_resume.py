@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from almanac.train.events.event import Event, Listener, StepDone
 from almanac.train.run_folder import read_run
 
 FACTOR = int(os.environ.get("ALMANAC_KILLS", "1"))
-"""How many times as many kills to try: 1 on every commit, 25 for the nightly figure."""
-STEPS, SAVE_EVERY, KILLS = 40, 5, 8
+"""How many times as many kills to try: 1 on every commit (20 random kills), 10 for the nightly figure."""
+STEPS, SAVE_EVERY, KILLS = 40, 5, 10  # of each way to save
 
 
 class Worker:
@@ -41,10 +42,11 @@ class Worker:
             [sys.executable, "-W", "error", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, folder: Path, *, steps: int = STEPS, every: int = SAVE_EVERY, call: int = 0, delay: float = 0) -> int:
+    def run(self, folder: Path, *, saving: str = "", call: int = 0, delay: float = 0, **changes: int) -> int:
         """Exit status of one run; killed before its ``call``-th commit call, or after ``delay`` seconds."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(f"{folder} {steps} {every} {call} {delay}\n")
+        steps, every = changes.get("steps", STEPS), changes.get("every", SAVE_EVERY)
+        self.process.stdin.write(f"{folder} {steps} {every} {saving or 'at_once'} {call} {delay}\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
@@ -82,13 +84,16 @@ def fingerprint(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize("saving", ["at_once", "background"])
 @pytest.mark.parametrize("trial", range(KILLS * FACTOR))
-def test_killed_at_a_random_time(worker: Worker, uninterrupted: dict[str, str], tmp_path: Path, trial: int) -> None:
-    """Twice killed, as the resumed run must be resumable too."""
+def test_killed_at_a_random_time(
+    worker: Worker, uninterrupted: dict[str, str], tmp_path: Path, trial: int, saving: str
+) -> None:
+    """R1. Twice killed, as the resumed run must be resumable too."""
     rng = random.Random(trial)
     for _ in range(2):
-        worker.run(tmp_path, delay=rng.uniform(0.02, 0.6))
-    assert worker.run(tmp_path) == 0
+        worker.run(tmp_path, saving=saving, delay=rng.uniform(0.02, 0.6))
+    assert worker.run(tmp_path, saving=saving) == 0
     assert fingerprint(tmp_path) == uninterrupted
 
 
@@ -107,6 +112,52 @@ def test_killed_at_every_commit_point(worker: Worker, tmp_path: Path) -> None:
         assert fingerprint(folder) == expected
         assert not list(folder.rglob("*partial*"))
     assert call > 30 and steps_after_kill == {0, 2, 4, 6}
+
+
+def test_what_is_written_in_the_background_is_the_state_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late the writer comes: the tensors of a generation are those between two steps, not later ones."""
+    saved = Checkpoints.save
+
+    def late(self: Checkpoints, snapshot: Any) -> Path:
+        time.sleep(0.1)  # some steps
+        return saved(self, snapshot)
+
+    generations = []
+    for background in (False, True):
+        folder = tmp_path / str(background)
+        with monkeypatch.context() as patch:
+            if background:
+                patch.setattr(Checkpoints, "save", late)
+            small_run.run(folder, steps=20, save_every=5, background_saves=background)
+        found = sorted((folder / "checkpoints").glob("step-*"))
+        generations.append({each.name: (each / "tensors.safetensors").read_bytes() for each in found})
+    assert generations[0] == generations[1] and generations[0].keys() == {"step-00000015", "step-00000020"}
+
+
+def test_a_fault_of_the_background_writer_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told at the next save, with the generation before intact."""
+    saved = Checkpoints.save
+
+    def failing(self: Checkpoints, snapshot: Any) -> Path:
+        if snapshot.facts["counters"]["step"] == 10:
+            raise OSError(28, "No space left on device")
+        return saved(self, snapshot)
+
+    monkeypatch.setattr(Checkpoints, "save", failing)
+    seen: list[int] = []
+
+    def listener(event: Event) -> None:
+        seen.extend([event.step] if isinstance(event, StepDone) else [])
+
+    with pytest.raises(OSError, match="No space left"):
+        small_run.run(tmp_path, steps=40, save_every=5, background_saves=True, listeners=(listener,))
+    assert seen[-1] == 15
+    monkeypatch.undo()
+    assert small_run.run(tmp_path, steps=40, save_every=5, background_saves=True).finished
+    assert small_run.run(tmp_path / "whole", steps=40, save_every=5).finished
+    assert fingerprint(tmp_path) == fingerprint(tmp_path / "whole")
 
 
 def stopped_at(folder: Path, step: int, *, keepers: tuple[Listener, ...] = (), **changes: Any) -> None:

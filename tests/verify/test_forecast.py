@@ -12,6 +12,7 @@ from train import small_run
 from almanac.compress.quantize.int8 import Int8
 from almanac.core.batch import Tokens, pad_rows
 from almanac.data.collate import padded_batches
+from almanac.train.activation_checkpointing import ActivationCheckpointing
 from almanac.train.events.event import Forecasted
 from almanac.train.run_folder import read_run
 from almanac.verify.forecast import Forecaster, forecast_memory, peak_bytes, resident_bytes, saved_bytes
@@ -59,6 +60,15 @@ def test_only_the_stored_weights_are_expanded() -> None:
     dense = forecast_memory(small_run.adapted(), batch(1, 8), settings=small_run.settings())
     assert stored.expanded == 4 * max(toys.VOCAB * toys.HIDDEN, 96 * toys.HIDDEN) and dense.expanded == 0
     assert stored.weights < 0.5 * dense.weights
+
+
+def test_blocks_that_compute_again_keep_less() -> None:
+    network = small_run.adapted()
+    plain, less = (
+        forecast_memory(network, batch(2, 8), settings=small_run.settings(activations=kind))
+        for kind in (None, ActivationCheckpointing())
+    )
+    assert 0 < less.activations < 0.3 * plain.activations
 
 
 def test_run_json_tells_forecast_and_measurement(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ class Balanced(Criterion):
         if min(self.balance, self.z, self.rate) < 0:
             raise UnsupportedError("A balance loss of negative weight", remedy="Give 0 or more.")
 
+    @property
+    def alters_network(self) -> bool:
+        return self.rate > 0
+
     def weight(self, batch: Tokens) -> float:
         return self.next_token.weight(batch)
 

@@ -24,7 +24,7 @@ from almanac.files.store import remove_partials, sha256_file, sync_folder, write
 from almanac.files.strict_json import read_json
 from almanac.train.training import Snapshot
 
-KEPT = 2
+KEPT = 2  # generations, and the newest that a run may go back to where it is neither
 POINTER, TENSORS, FACTS, MANIFEST = "latest.json", "tensors.safetensors", "facts.json", "manifest.json"
 _PARTIAL = ".partial-"
 _SPARE_BYTES = 16 << 20  # room left on the disk for everything that is not a checkpoint
@@ -48,7 +48,7 @@ class Checkpoints:
         """
         _refuse_not_finite(snapshot)
         self.require_room(sum(tensor.nbytes for tensor in snapshot.tensors.values()))
-        target = self.folder / f"step-{snapshot.facts['counters']['step']:08d}"
+        target = self.folder / _name(snapshot.facts["counters"]["step"])
         if target.name == self._pointed() and not _fault(target):
             return target  # the same step again, as when a run stops right after a save
         partial = self.folder / f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}"
@@ -65,8 +65,9 @@ class Checkpoints:
             raise
         sync_folder(self.folder)
         write_json(self.folder / POINTER, {"generation": target.name})
-        kept = [name for name in self.generations() if name <= target.name][-KEPT:]
-        for name in set(self.generations()) - set(kept):
+        before = [name for name in self.generations() if name <= target.name]
+        kept = {*before[-KEPT:], *[name for name in before if self._is_anchor(name)][-1:]}
+        for name in set(self.generations()) - kept:
             shutil.rmtree(self.folder / name)
         return target
 
@@ -93,6 +94,13 @@ class Checkpoints:
             )
         return None
 
+    def anchor(self, step: int) -> Snapshot | None:
+        """The newest whole generation, of at most ``step`` steps, that a run may go back to, or None."""
+        for name in [name for name in self.generations() if name <= _name(step)][::-1]:
+            if self._is_anchor(name) and _fault(self.folder / name) is None:
+                return _read(self.folder / name)
+        return None
+
     def require_room(self, nbytes: int) -> None:
         """Raises TrainingError if ``nbytes`` more do not fit on the disk."""
         needed, free = nbytes + _SPARE_BYTES, shutil.disk_usage(self.folder).free
@@ -101,6 +109,12 @@ class Checkpoints:
                 f"Checkpoints need {needed >> 20} MiB more, {self.folder} has {free >> 20} MiB left",
                 remedy="Free some space, then start the same run again: it goes on from its last checkpoint.",
             )
+
+    def _is_anchor(self, name: str) -> bool:
+        try:
+            return _object(self.folder / name / FACTS).get("anchor") is True
+        except AlmanacError:  # damaged: it is not one to go back to
+            return False
 
     def _candidates(self) -> list[str]:
         """What the pointer names, then older ones; if the pointer names nothing that is here, all from the newest."""
@@ -113,6 +127,10 @@ class Checkpoints:
             return str(_object(self.folder / POINTER)["generation"])
         except (AlmanacError, KeyError):
             return None
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _fault(folder: Path) -> str | None:

@@ -24,6 +24,11 @@ from almanac.objectives.next_token import CHUNK_TARGETS, Metrics, next_token_fro
 class Criterion(Value):
     """From batch to loss. ``network`` is whatever is being trained, a batch whatever the run's batches hold."""
 
+    @property
+    def alters_network(self) -> bool:
+        """Whether ``loss`` changes anything in the network, so that it must not be computed twice for one update."""
+        return False
+
     @abstractmethod
     def weight(self, batch: Any) -> float:
         """What the batch adds to the normaliser of its optimizer step."""

@@ -1,26 +1,22 @@
 """The training loop. There is one; what differs between runs is passed to it: batches, criterion, settings, listeners.
 
-A step: the normaliser over all micro-batches -> forward and backward of each -> gradient norm -> update. A loss or a
-gradient that is not finite ends the step *before* the update, whatever produced it; where it may be the loss scale's doing
-(see ``train.precision``) the step is taken again with a smaller one. With a run folder the run saves
+Steps are in ``train.step``; what happens when several in a row go wrong, in ``train.spikes``. With a run folder the run saves
 itself and, started again, continues bit for bit (on one machine, build and thread count).
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from almanac.core.errors import TrainingError
+from almanac.core.errors import TrainingError, UnsupportedError
 from almanac.train.checkpoint import Checkpoints
 from almanac.train.criterion import Criterion, NextToken
 from almanac.train.events.checkpoint import CheckpointSaver
@@ -29,18 +25,30 @@ from almanac.train.events.metrics import MetricsLog
 from almanac.train.interrupt import stopping_on_signals
 from almanac.train.run_folder import RunFolder, fingerprint
 from almanac.train.settings import TrainSettings
+from almanac.train.step import GRADIENT, LOSS, SPIKE, step
 from almanac.train.training import Batches, Keeper, Training
+
+REASONS = {
+    LOSS: "no finite loss",
+    GRADIENT: "no finite gradient",
+    SPIKE: "a loss far above those before",
+    None: "no update",
+}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run: ``finished`` is False when it was asked to stop; ``loss`` is the running mean at the end."""
+    """What came of a run: ``finished`` is False when it was asked to stop; ``loss`` is the running mean at the end.
+
+    ``skipped``: steps without an update; ``rollbacks``: returns to an earlier checkpoint.
+    """
 
     step: int
     steps: int
     finished: bool
     skipped: int
     loss: float | None
+    rollbacks: int = 0
 
 
 def train(
@@ -69,148 +77,85 @@ def train(
         LockedError: another process is running there.
     """
     settings, criterion, stop = settings or TrainSettings(), criterion or NextToken(), stop or threading.Event()
+    _require_repeatable(settings, criterion)
     keepers = [listener for listener in listeners if isinstance(listener, Keeper)]
     training = Training.begin(network, batches, settings=settings, keepers=keepers)
     if run_folder is None:
-        with _quiet_surroundings(network, settings.seed), settings.precision.prepared(network):
-            return _run(training, criterion, listeners, stop, lambda section, value: None)
+        with _surroundings(network, settings):
+            return _Run(training, criterion, listeners, stop).go()
     identity = {
         "settings": settings.to_dict(),
         "criterion": criterion.to_dict(),
         "data": batches.digest(),
         "network": fingerprint(network),
     }
-    prepared, quiet = settings.precision.prepared(network), _quiet_surroundings(network, settings.seed)
-    with prepared, RunFolder(run_folder, identity) as folder, quiet:
+    with _surroundings(network, settings), RunFolder(run_folder, identity) as folder:
         checkpoints = Checkpoints(folder.checkpoints)
         log = MetricsLog(folder.metrics)
+        saver = CheckpointSaver(checkpoints, in_background=settings.background_saves)
         notes = tuple(_resume(training, checkpoints))
-        with stopping_on_signals(stop), contextlib.closing(log):
-            own = (log, CheckpointSaver(checkpoints))  # in this order: a saved step is always a logged one
-            return _run(training, criterion, (*own, *listeners), stop, folder.record, notes)
+        with stopping_on_signals(stop), contextlib.closing(log), contextlib.closing(saver):
+            own = (log, saver)  # in this order: a saved step is always a logged one
+            return _Run(training, criterion, (*own, *listeners), stop, folder.record, saver).go(notes)
 
 
-def _run(
-    training: Training,
-    criterion: Criterion,
-    listeners: Sequence[Listener],
-    stop: threading.Event,
-    record: Callable[[str, Any], None],
-    notes: tuple[str, ...] = (),
-) -> Outcome:
-    def tell(event: Event) -> None:
-        for listener in listeners:
+@dataclass
+class _Run:
+    """A run under way and those who are told; ``checkpoints`` and ``saver`` where there is a folder."""
+
+    training: Training
+    criterion: Criterion
+    listeners: Sequence[Listener]
+    stop: threading.Event
+    record: Callable[[str, Any], None] = lambda section, value: None
+    saver: CheckpointSaver | None = None
+
+    def go(self, notes: tuple[str, ...] = ()) -> Outcome:
+        training, counters = self.training, self.training.counters
+        steps = len(training.batches)
+        trainable = sum(parameter.numel() for parameter in training.parameters.values())
+        self._tell(Started(counters.step, steps, trainable, training.capture, self.record, notes))
+        saved = counters.step
+        while training.counters.step < steps and not self.stop.is_set():
+            event = step(training, self.criterion, self.stop)
+            if event is None:
+                break
+            if training.counters.bad_in_a_row >= training.settings.max_bad_steps:
+                event = replace(event, rolled_back_to=self._roll_back(event))
+            self._tell(event)
+            if event.step % training.settings.save_every == 0:
+                self._tell(Saving(event.step, training.capture))
+                saved = event.step
+        counters = training.counters
+        if saved != counters.step:
+            self._tell(Saving(counters.step, training.capture))
+        finished = counters.step >= steps
+        self._tell(Ended(counters.step, steps, finished))
+        return Outcome(
+            counters.step, steps, finished, counters.skipped, counters.losses.mean, rollbacks=counters.rollbacks
+        )
+
+    def _tell(self, event: Event) -> None:
+        for listener in self.listeners:
             listener(event)
 
-    counters, steps = training.counters, len(training.batches)
-    trainable = sum(parameter.numel() for parameter in training.parameters.values())
-    tell(Started(counters.step, steps, trainable, training.capture, record, notes))
-    saved = counters.step
-    while counters.step < steps and not stop.is_set():
-        event = _step(training, criterion, stop)
-        if event is None:
-            break
-        tell(event)
-        if counters.bad_in_a_row >= training.settings.max_bad_steps:
+    def _roll_back(self, event: StepDone) -> int:
+        """Goes back to the newest good checkpoint and returns its step. Raises TrainingError if there is none."""
+        training = self.training
+        counters, anchor = training.counters, None
+        if self.saver is not None and counters.rollbacks < training.settings.max_rollbacks:
+            self.saver.settle()
+            anchor = self.saver.checkpoints.anchor(counters.step)
+        if anchor is None:
+            self._tell(event)
+            returns = f", after {counters.rollbacks} returns to an earlier checkpoint" if counters.rollbacks else ""
             raise TrainingError(
-                f"{counters.bad_in_a_row} steps in a row had no finite {event.skipped}, the last was step {event.step}",
-                remedy="Lower the learning rate; the weights are as before those steps.",
+                f"{counters.bad_in_a_row} steps in a row had {REASONS[event.skipped]}, the last was step {event.step}"
+                + returns,
+                remedy="Lower the learning rate, or look at the data of those steps; the weights are as before them.",
             )
-        if counters.step % training.settings.save_every == 0:
-            tell(Saving(counters.step, training.capture))
-            saved = counters.step
-    if saved != counters.step:
-        tell(Saving(counters.step, training.capture))
-    finished = counters.step >= steps
-    tell(Ended(counters.step, steps, finished))
-    return Outcome(counters.step, steps, finished, counters.skipped, counters.smoothed_loss)
-
-
-def _step(training: Training, criterion: Criterion, stop: threading.Event) -> StepDone | None:
-    """One optimizer step; None, with everything as before it, if the run was asked to stop in the middle."""
-    began, place, scale = time.perf_counter(), training.place(), training.scale.value
-    rate = training.set_rate()
-    while (taken := _take(training, criterion, stop)) is not None and taken.skipped == "gradient":
-        if not training.scale.shrink():
-            break
-        training.go_back(place)
-    if taken is None:
-        training.go_back(place)
-        return None
-    counters = training.counters
-    counters.step += 1
-    if taken.skipped is None:
-        counters.good(taken.loss, taken.targets)
-        training.scale.grow()
-    else:
-        counters.bad()
-        training.scale.value = scale  # the fault was not the scale's
-    return StepDone(
-        step=counters.step,
-        steps=len(training.batches),
-        epoch=training.batches.state()["epoch"],
-        loss=taken.loss if math.isfinite(taken.loss) else None,
-        smoothed_loss=counters.smoothed_loss,
-        metrics={name: value / taken.targets for name, value in taken.sums.items() if math.isfinite(value)},
-        learning_rate=rate,
-        gradient_norm=taken.norm if math.isfinite(taken.norm) else None,
-        targets=taken.targets,
-        tokens=taken.tokens,
-        seconds=time.perf_counter() - began,
-        skipped=taken.skipped,
-    )
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """What came of the micro-batches of a step; ``skipped``: why there was no update, or None."""
-
-    loss: float
-    sums: dict[str, float]
-    norm: float
-    targets: float
-    tokens: int
-    skipped: str | None
-
-
-def _take(training: Training, criterion: Criterion, stop: threading.Event) -> _Taken | None:
-    """The micro-batches of the next step and the update; None, without one, if the run was asked to stop."""
-    micro_batches = next(training.batches)
-    normaliser = sum(criterion.weight(batch) for batch in micro_batches)
-    total, sums = 0.0, dict[str, float]()
-    for batch in micro_batches:
-        if stop.is_set():
-            return None
-        with training.settings.precision.forward(training.network):
-            loss, metrics = criterion.loss(training.network, batch, normaliser=normaliser)
-        total += loss.item()
-        if not math.isfinite(total):
-            break
-        (loss * training.scale.value).backward()
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    norm, skipped = _update(training, total)
-    tokens = sum(criterion.tokens(batch) for batch in micro_batches)
-    return _Taken(total, sums, norm, normaliser, tokens, skipped)
-
-
-def _update(training: Training, loss: float) -> tuple[float, str | None]:
-    """Applies the gradients, if they and the loss are finite; returns their global norm and why nothing was done."""
-    gradients = [p.grad for p in training.parameters.values() if p.grad is not None]
-    _scale(gradients, 1 / training.scale.value)  # before anything looks at them
-    norm = float(torch.nn.utils.get_total_norm(gradients)) if math.isfinite(loss) else math.nan
-    skipped = "loss" if not math.isfinite(loss) else "gradient" if not math.isfinite(norm) else None
-    if skipped is None:
-        if (limit := training.settings.clip_norm) is not None:
-            _scale(gradients, limit / norm if norm > limit else 1.0)
-        training.optimizer.step()
-    training.optimizer.zero_grad()
-    return norm, skipped
-
-
-def _scale(gradients: Sequence[Tensor], factor: float) -> None:
-    if factor != 1.0:
-        torch._foreach_mul_(list(gradients), factor)
+        training.roll_back(anchor)
+        return int(anchor.facts["counters"]["step"])
 
 
 def _resume(training: Training, checkpoints: Checkpoints) -> list[str]:
@@ -225,6 +170,26 @@ def _resume(training: Training, checkpoints: Checkpoints) -> list[str]:
     if threads != torch.get_num_threads():
         notes.append(f"{threads} threads before, {torch.get_num_threads()} now: results will not be bit-identical")
     return notes
+
+
+def _require_repeatable(settings: TrainSettings, criterion: Criterion) -> None:
+    is_repeated = settings.activations is not None or settings.recheck_every is not None
+    if is_repeated and criterion.alters_network:
+        raise UnsupportedError(
+            f"{type(criterion).__name__} changes the network while it computes the loss, which is to be computed again",
+            remedy="Leave out activation checkpointing and rechecks, or what changes the network (a balancing rate).",
+        )
+
+
+@contextlib.contextmanager
+def _surroundings(network: nn.Module, settings: TrainSettings) -> Iterator[None]:
+    """As the run needs them inside; all of it as it was afterwards."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet_surroundings(network, settings.seed))
+        stack.enter_context(settings.precision.prepared(network))
+        if settings.activations is not None:
+            stack.enter_context(settings.activations.applied(network))
+        yield
 
 
 @contextlib.contextmanager

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from almanac.core.value import Value
 from almanac.data.collate import Row, StepBatches
+from almanac.train.activation_checkpointing import ActivationCheckpointing
 from almanac.train.optimizers.adamw import AdamW
 from almanac.train.optimizers.optimizer import Optimizer
 from almanac.train.precision import Full, Precision
 from almanac.train.schedules.cosine import Cosine
 from almanac.train.schedules.schedule import Schedule, learning_rate
+from almanac.train.spikes import Spikes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,14 @@ class TrainSettings(Value):
     packed: bool = False  # several examples in a row instead of padding each
     seed: int = 0  # of the order of examples and of dropout
     save_every: int = 25  # steps between two checkpoints
-    max_bad_steps: int = 5  # steps in a row without a finite loss and gradient, before the run stops
+    background_saves: bool = False  # write checkpoints beside the next steps; memory holds one more copy of the state
+    spikes: Spikes | None = None  # which finite losses are too bad to learn from (`train.spikes`, also on the next two)
+    max_bad_steps: int = 5  # steps in a row left out, before the run goes back to its last good checkpoint
+    max_rollbacks: int = 2  # how often it does so before it stops; without a run folder it stops at once
+    recheck_every: int | None = (
+        None  # steps after which one is computed twice and compared bit for bit (`train.recheck`)
+    )
+    activations: ActivationCheckpointing | None = None  # which blocks compute again instead of keeping
 
     def batches(self, rows: Sequence[Row]) -> StepBatches:
         """The steps of a run over ``rows``. Raises RequestError for rows that no batch could hold."""

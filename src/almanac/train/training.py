@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from almanac.core.errors import FileFormatError, TrainingError
 from almanac.train.precision import LossScale
 from almanac.train.settings import TrainSettings
+from almanac.train.spikes import LossStatistics
 
 PARAMETER, OPTIMIZER, KEEPER, RNG = "parameter/", "optimizer/", "keeper/", "rng/torch"
-SMOOTHING = 0.95  # of the running mean of the loss that progress shows
 
 
 Place = tuple[dict[str, int], Tensor]
@@ -61,15 +61,23 @@ class Counters:
     step: int = 0  # steps whose data were used, skipped ones included
     skipped: int = 0  # steps without an update
     bad_in_a_row: int = 0
+    rollbacks: int = 0  # returns to an earlier checkpoint
     targets: float = 0.0  # sum of the normalisers
-    smoothed_loss: float | None = None
+    losses: LossStatistics = field(default_factory=LossStatistics)
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Counters:
+        """As they were written into a checkpoint."""
+        plain = {name: value for name, value in facts.items() if name not in ("losses", "smoothed_loss")}
+        # before there were statistics, checkpoints held the mean alone
+        losses = facts.get("losses", {"mean": facts.get("smoothed_loss")})
+        return cls(**plain, losses=LossStatistics(**losses))
 
     def good(self, loss: float, targets: float) -> None:
         """Takes in a step that updated the weights."""
         self.bad_in_a_row = 0
         self.targets += targets
-        before = loss if self.smoothed_loss is None else self.smoothed_loss
-        self.smoothed_loss = SMOOTHING * before + (1 - SMOOTHING) * loss
+        self.losses.take(loss)
 
     def bad(self) -> None:
         """Takes in a step that did not."""
@@ -135,7 +143,11 @@ class Training:
         torch.set_rng_state(place[1])
 
     def capture(self) -> Snapshot:
-        """The state between two steps; tensors are the live ones, to be written before the next step."""
+        """The state between two steps; tensors are the live ones, to be written before the next step.
+
+        The fact ``anchor`` tells whether a run may go back to it: it is between good steps, and saved however often the run
+        was stopped, so that one that was stopped goes back to where one that was not goes back to.
+        """
         tensors = {PARAMETER + name: parameter.detach() for name, parameter in self.parameters.items()}
         scalars: dict[str, dict[str, Any]] = {}
         for name, parameter in self.parameters.items():
@@ -154,8 +166,21 @@ class Training:
             "scale": {"value": self.scale.value, "good": self.scale.good},
             "keepers": sorted(self.keepers),
             "threads": torch.get_num_threads(),
+            "anchor": self.counters.bad_in_a_row == 0 and self.counters.step % self.settings.save_every == 0,
         }
         return Snapshot(tensors, facts)
+
+    def roll_back(self, snapshot: Snapshot) -> None:
+        """Takes weights, moments, averages, loss scale and loss statistics from an earlier state of this run.
+
+        The step, the place in the data and the dice stay: what was learned since is given up, and its data are not used
+        again. Raises FileFormatError as :meth:`restore`.
+        """
+        place, now = self.place(), self.counters
+        self.restore(snapshot)
+        self.batches.load(place[0])
+        torch.set_rng_state(place[1])
+        self.counters = replace(now, bad_in_a_row=0, rollbacks=now.rollbacks + 1, losses=self.counters.losses)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes to the state that was captured.
@@ -176,7 +201,7 @@ class Training:
                 f"The checkpoint holds the memory of {kept}, this run keeps {sorted(self.keepers)}",
                 remedy="Resume with the averages that the run was started with.",
             )
-        self.counters = Counters(**snapshot.facts["counters"])
+        self.counters = Counters.from_facts(snapshot.facts["counters"])
         self.batches.load(snapshot.facts["batches"])
         self.scale = replace(self.scale, **snapshot.facts.get("scale", {}))
         with torch.no_grad():

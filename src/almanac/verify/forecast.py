@@ -7,6 +7,7 @@ of the run's first steps.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
@@ -52,7 +53,8 @@ def forecast_memory(network: nn.Module, batch: Tokens, *, settings: TrainSetting
     """What a run will hold at its peak, from one forward pass over ``batch``."""
     trainable = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     stored = [module.shape.numel() for module in network.modules() if isinstance(module, StoredWeight)]
-    per_token = saved_bytes(network, batch) / batch.tokens.numel()
+    with contextlib.nullcontext() if settings.activations is None else settings.activations.applied(network):
+        per_token = saved_bytes(network, batch) / batch.tokens.numel()
     return Memory(
         resident=resident_bytes(),
         weights=sum(p.nbytes for p in network.parameters()),

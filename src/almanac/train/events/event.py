@@ -35,7 +35,9 @@ class StepDone:
     - ``loss``: per target, or None where it was not finite; ``metrics``: the objective's sums per target
     - ``smoothed_loss``: running mean; ``gradient_norm``: before clipping, None where not finite
     - ``targets``: the step's normaliser; ``tokens``: that went through the network, padding included
-    - ``skipped``: None, or why the weights were not updated
+    - ``skipped``: None, or why the weights were not updated: "loss" or "gradient" (not finite), "spike"
+    - ``rolled_back_to``: the step whose weights the run has gone back to after this one, if it has
+    - ``recheck``: of a step that was computed twice: "equal", or "transient", where a third time agreed with one
     - ``seconds``: wall time
     """
 
@@ -51,6 +53,8 @@ class StepDone:
     tokens: int
     seconds: float
     skipped: str | None = None
+    rolled_back_to: int | None = None
+    recheck: str | None = None
 
 
 @dataclass(frozen=True)

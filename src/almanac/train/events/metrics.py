@@ -1,6 +1,6 @@
 """``metrics.jsonl``: one line of JSON per step. A resumed run's log reads as if it had never been interrupted.
 
-Everything in a line but ``seconds`` is decided by the run's settings, data and seed.
+Everything in a line but ``seconds`` is decided by the run's settings, data and seed, as long as the machine computes rightly.
 """
 
 from __future__ import annotations
@@ -61,9 +61,16 @@ def line_of(event: StepDone) -> bytes:
         "targets": event.targets,
         "tokens": event.tokens,
         "skipped": event.skipped,
+        **_rare(event),
         "seconds": round(event.seconds, 4),
     }
     return json.dumps(fields, allow_nan=False).encode() + b"\n"
+
+
+def _rare(event: StepDone) -> dict[str, object]:
+    """What most steps have not: left out of their lines."""
+    fields = {"rolled_back_to": event.rolled_back_to, "recheck": event.recheck}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _lines(path: Path) -> list[bytes]:
