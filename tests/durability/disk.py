@@ -19,8 +19,8 @@ APPLIED, DROPPED, ZEROS = -1, 0, -2  # what became of a pending effect; a number
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """One thing an operation asked of the disk. ``kind``: create, write, truncate, rename, unlink, mkdir, rmdir, sync
-    (of a file) or sync_folder. Paths are relative to the folder watched.
+    """One thing an operation asked of the disk. ``kind``: create, write, truncate, rename, rename_folder, unlink, mkdir,
+    rmdir, sync (of a file) or sync_folder. Paths are relative to the folder watched.
     """
 
     kind: str
@@ -34,6 +34,11 @@ class Effect:
     def folder(self) -> str:
         """The folder whose fsync makes a change of names safe."""
         return str(Path(self.path).parent)
+
+
+def moved(path: str, source: str, target: str) -> str:
+    """``path`` after the folder ``source`` has become ``target``."""
+    return target + path[len(source) :] if path == source or path.startswith(f"{source}/") else path
 
 
 @dataclasses.dataclass
@@ -75,6 +80,9 @@ class Disk:
         elif effect.kind == "rename":
             self.names.pop(effect.path, None)
             self.names[effect.target] = effect.inode
+        elif effect.kind == "rename_folder":
+            self.names = {moved(path, effect.path, effect.target): inode for path, inode in self.names.items()}
+            self.folders = {moved(path, effect.path, effect.target) for path in self.folders}
         elif effect.kind == "unlink":
             self.names.pop(effect.path, None)
         elif effect.kind == "mkdir":
@@ -140,7 +148,7 @@ def _pending(done: Sequence[Effect]) -> list[int]:
                 n for n, e in enumerate(done[:number]) if e.kind in ("write", "truncate") and e.inode == effect.inode
             }
         elif effect.kind == "sync_folder":
-            named = ("create", "rename", "unlink", "mkdir", "rmdir")
+            named = ("create", "rename", "rename_folder", "unlink", "mkdir", "rmdir")
             safe |= {n for n, e in enumerate(done[:number]) if e.kind in named and e.folder == effect.path}
     return [n for n, e in enumerate(done) if n not in safe and not e.kind.startswith("sync")]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from durability.disk import Disk, Effect
+from durability.disk import Disk, Effect, moved
 
 OPENS = ("open", "io.open")
 WRITES = ("write", "pwrite", "ftruncate")
@@ -45,12 +45,14 @@ class Recorder:
             patch.setattr(io, "open", self._reading_only(io.open))
             yield
 
-    @staticmethod
-    def _watched(record: Callable[..., None], real: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(self, record: Callable[..., None], real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            existed = Path(arguments[0]).exists() if real.__name__ == "open" else False
+            first, *others = arguments
+            if (at := options.get("dir_fd")) in self._folders:  # as shutil.rmtree names what it removes
+                first = self.folder / self._folders[at] / first
+            existed = Path(first).exists() if real.__name__ == "open" else False
             result = real(*arguments, **options)
-            record(result, existed, *arguments)
+            record(result, existed, first, *others)
             return result
 
         return call
@@ -112,8 +114,12 @@ class Recorder:
         name, new = self._inside(source), self._inside(target)
         if name is not None and new is not None:
             assert Path(name).parent == Path(new).parent, "a rename across folders is not modelled"
-            self._names[new] = self._names.pop(name)
-            self.trace.append(Effect("rename", self._names[new], name, new))
+            if name in self._names:
+                self._names[new] = self._names.pop(name)
+                self.trace.append(Effect("rename", self._names[new], name, new))
+            else:
+                self._names = {moved(path, name, new): inode for path, inode in self._names.items()}
+                self.trace.append(Effect("rename_folder", path=name, target=new))
 
     _rename = _replace
 

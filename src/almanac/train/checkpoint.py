@@ -50,6 +50,7 @@ class Checkpoints:
         self.require_room(sum(tensor.nbytes for tensor in snapshot.tensors.values()))
         target = self.folder / _name(snapshot.facts["counters"]["step"])
         if target.name == self._pointed() and not _fault(target):
+            self._remove_old(target)
             return target  # the same step again, as when a run stops right after a save
         partial = self.folder / f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}"
         partial.mkdir()
@@ -65,10 +66,7 @@ class Checkpoints:
             raise
         sync_folder(self.folder)
         write_json(self.folder / POINTER, {"generation": target.name})
-        before = [name for name in self.generations() if name <= target.name]
-        kept = {*before[-KEPT:], *[name for name in before if self._is_anchor(name)][-1:]}
-        for name in set(self.generations()) - kept:
-            shutil.rmtree(self.folder / name)
+        self._remove_old(target)
         return target
 
     def generations(self) -> list[str]:
@@ -109,6 +107,12 @@ class Checkpoints:
                 f"Checkpoints need {needed >> 20} MiB more, {self.folder} has {free >> 20} MiB left",
                 remedy="Free some space, then start the same run again: it goes on from its last checkpoint.",
             )
+
+    def _remove_old(self, newest: Path) -> None:
+        before = [name for name in self.generations() if name <= newest.name]
+        kept = {*before[-KEPT:], *[name for name in before if self._is_anchor(name)][-1:]}
+        for name in set(self.generations()) - kept:
+            shutil.rmtree(self.folder / name)
 
     def _is_anchor(self, name: str) -> bool:
         try:
