@@ -44,6 +44,7 @@ from almanac.tokenizers.chat_template import MAX_SOURCE_BYTES
 from almanac.tokenizers.template_process import CPU_SECONDS, MEMORY_BYTES, OUTPUT_BYTES
 from almanac.train.checkpoint import KEPT
 from almanac.train.settings import TrainSettings
+from almanac.train.spikes import Spikes
 from almanac.verify.parity import EQUAL
 from almanac.verify.probes import MAX_PROBE_TOKENS, TEXTS
 
@@ -60,7 +61,7 @@ WORDS = {
     0.2: "fifth",
     0.5: "half",
 }
-BUILD, TRAIN = BuildSettings(), TrainSettings()
+BUILD, TRAIN, SPIKES = BuildSettings(), TrainSettings(), Spikes()
 SERVE, SHARED, NEAR = ServeSettings(), BoilerplateRule(), NearDuplicates()
 KINDS = [module.name for module in pkgutil.iter_modules(kinds.__path__)]
 MIB, KIB, GB = 1 << 20, 1 << 10, 10**9
@@ -141,7 +142,10 @@ SAID: list[tuple[str, str]] = [
     ("guide/training.md", f"over {TRAIN.warmup * 100:.0f} % of the steps"),
     ("guide/training.md", f"A step takes {TRAIN.step_tokens:,} tokens"),
     ("guide/training.md", f"is seen {WORDS[TRAIN.epochs]} times"),
-    ("guide/training.md", f"After {WORDS[TRAIN.max_bad_steps]} skipped steps"),
+    ("guide/long_runs.md", f"After {WORDS[TRAIN.max_bad_steps]} such steps in a row"),
+    ("guide/long_runs.md", f"After {WORDS[TRAIN.max_rollbacks]} such\nreturns it stops".replace("\n", " ")),
+    ("guide/long_runs.md", f"by default {WORDS[round(SPIKES.deviations)]} standard deviations"),
+    ("guide/long_runs.md", "after fifty good steps" if SPIKES.patience == 50 else "?"),
     ("guide/verify.md", f"cut to {MAX_PROBE_TOKENS} tokens"),
 ]
 
