@@ -362,3 +362,20 @@ def test_a_whole_model_learns_with_muon() -> None:
 def test_numbers_that_mean_nothing_are_refused(make: Callable[[], Optimizer]) -> None:
     with pytest.raises(UnsupportedError):
         make()
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_bytes_of_state_are_forecast(optimizer: Optimizer, rate: float, dtype: torch.dtype) -> None:
+    for chosen in (optimizer, AdamW()):
+        given = parameters(dtype=dtype)
+        made = chosen.build(given)
+        stepped(made, given, rate=rate, steps=1)
+        counted = sum(
+            value.nbytes
+            for state in made.state.values()
+            for key, value in state.items()
+            if isinstance(value, Tensor) and key != "step"
+        )
+        if dtype is torch.float32 or not isinstance(chosen, AdamW8bit):
+            assert chosen.state_bytes(given) == counted > 0

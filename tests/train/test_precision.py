@@ -40,6 +40,9 @@ class Descent(Optimizer):
     def build(self, parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters.values(), lr=0.0)
 
+    def state_bytes(self, parameters: Any) -> int:
+        return 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Faint(Criterion):

@@ -31,8 +31,9 @@ from almanac.nn.linear import Linear
 from almanac.nn.positions.learned import LearnedPositions
 from almanac.nn.stack import Decoder
 from almanac.objectives.next_token import CHUNK_TARGETS
+from almanac.train.optimizers.adamw import AdamW
 from almanac.train.settings import TrainSettings
-from almanac.verify.forecast import LOGITS_COPIES, MOMENTS_AND_GRADIENT
+from almanac.verify.forecast import LOGITS_COPIES
 
 MEASURED = (128, 256)  # tokens; multiples of the chunks that layers compute in
 LENGTHS = (1024, 4096, 32768)
@@ -347,7 +348,7 @@ def _training(model: nn.Module, kept: int | None, micro_tokens: int) -> Training
     return TrainingMemory(
         weights=weights,
         gradients=weights,
-        moments=(MOMENTS_AND_GRADIENT - 1) * weights,
+        moments=AdamW().state_bytes(dict(model.named_parameters())),
         activations=kept,
         logits=LOGITS_COPIES * 4 * min(CHUNK_TARGETS, micro_tokens) * vocab,
         tokens=micro_tokens,

@@ -28,7 +28,6 @@ from almanac.train.settings import TrainSettings
 from almanac.verify.energy import EnergyMeter
 
 LOGITS_COPIES = 4  # logits, their log-softmax, its gradient and one more while they are made
-MOMENTS_AND_GRADIENT = 3  # numbers that AdamW and backward hold for each number learned
 TIMED_STEPS = 2
 
 
@@ -38,7 +37,7 @@ class Memory:
 
     resident: int
     weights: int
-    learning: int  # gradients and the optimizer's moments
+    learning: int  # gradients, the optimizer's states, and copies of what is saved
     activations: int  # of a full micro-batch
     logits: int  # of one chunk of targets
     expanded: int  # the largest stored weight as a dense one
@@ -51,14 +50,16 @@ class Memory:
 
 def forecast_memory(network: nn.Module, batch: Tokens, *, settings: TrainSettings) -> Memory:
     """What a run will hold at its peak, from one forward pass over ``batch``."""
-    trainable = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    learned = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    weights, states = sum(p.nbytes for p in learned.values()), settings.optimizer.state_bytes(learned)
+    written = weights + states if settings.background_saves else 0  # the copy that a thread writes
     stored = [module.shape.numel() for module in network.modules() if isinstance(module, StoredWeight)]
     with contextlib.nullcontext() if settings.activations is None else settings.activations.applied(network):
         per_token = saved_bytes(network, batch) / batch.tokens.numel()
     return Memory(
         resident=resident_bytes(),
         weights=sum(p.nbytes for p in network.parameters()),
-        learning=MOMENTS_AND_GRADIENT * trainable,
+        learning=weights + states + written,
         activations=round(per_token * settings.micro_tokens),
         logits=LOGITS_COPIES * 4 * min(CHUNK_TARGETS, settings.micro_tokens) * network.vocab_size,
         expanded=4 * max(stored, default=0),

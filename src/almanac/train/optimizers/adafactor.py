@@ -41,6 +41,15 @@ class Adafactor(Optimizer):
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         return PerParameter(decaying(list(parameters.values()), self.weight_decay, update=self.update))
 
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
+        found = 0
+        for parameter in parameters.values():
+            *_, rows, columns = (1, 1, *parameter.shape)
+            factors = parameter.numel() // columns + parameter.numel() // rows
+            kept = factors if parameter.dim() >= 2 else parameter.numel()
+            found += (kept + (parameter.numel() if self.beta1 else 0)) * parameter.element_size()
+        return found
+
     def update(self, parameter: Tensor, gradient: Tensor, state: State, group: Mapping[str, Any]) -> None:
         """One step of one parameter."""
         state["step"] = step = state.get("step", 0) + 1

@@ -32,6 +32,9 @@ class AdamW(Optimizer):
             fused=True,
         )
 
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
+        return sum(2 * parameter.nbytes for parameter in parameters.values())
+
     def direction(self, gradient: Tensor, first: Tensor, second: Tensor, step: int) -> Tensor:
         """What the rate is multiplied with; takes the gradient into both moments, in place. ``step`` counts from 1.
 

@@ -48,6 +48,12 @@ class AdamW8bit(Optimizer):
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         return PerParameter(decaying(list(parameters.values()), self.adamw.weight_decay, update=self.update))
 
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
+        found = 0
+        for count in (parameter.numel() for parameter in parameters.values()):
+            found += 2 * (count + 4 * -(-count // self.block)) if count >= self.smallest else 8 * count
+        return found
+
     def update(self, parameter: Tensor, gradient: Tensor, state: State, group: Mapping[str, Any]) -> None:
         """One step of one parameter."""
         state["step"] = step = state.get("step", 0) + 1

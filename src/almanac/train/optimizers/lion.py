@@ -36,6 +36,9 @@ class Lion(Optimizer):
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         return PerParameter(decaying(list(parameters.values()), self.weight_decay, update=self.update))
 
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
+        return sum(parameter.nbytes for parameter in parameters.values())
+
     def update(self, parameter: Tensor, gradient: Tensor, state: State, group: Mapping[str, Any]) -> None:
         """One step of one parameter."""
         if not state:

@@ -47,7 +47,7 @@ class Muon(Optimizer):
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """Raises SelectionError if no matrix is called as ``hidden`` says."""
-        chosen = [p for name, p in parameters.items() if _is_matrix(p) and matches(self.hidden, name)]
+        chosen = self._chosen(parameters)
         if not chosen:
             raise SelectionError(
                 f"No matrix among the parameters matches {self.hidden!r}",
@@ -57,6 +57,13 @@ class Muon(Optimizer):
         rest = [parameter for parameter in parameters.values() if id(parameter) not in ours]
         hidden = {"params": chosen, "weight_decay": self.weight_decay, "update": self.update}
         return PerParameter([hidden, *decaying(rest, self.others.weight_decay, update=self.update_others)])
+
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
+        twice = sum(2 * parameter.nbytes for parameter in parameters.values())
+        return twice - sum(parameter.nbytes for parameter in self._chosen(parameters))
+
+    def _chosen(self, parameters: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
+        return [p for name, p in parameters.items() if _is_matrix(p) and matches(self.hidden, name)]
 
     def update(self, parameter: Tensor, gradient: Tensor, state: State, group: Mapping[str, Any]) -> None:
         """One step of a hidden matrix."""

@@ -32,6 +32,10 @@ class Optimizer(Value):
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """An optimizer over exactly these parameters, none of them twice."""
 
+    @abstractmethod
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
+        """Memory that the states will take once every parameter had a gradient, counters aside."""
+
 
 class PerParameter(torch.optim.Optimizer):
     """Runs each group's ``update`` on every parameter that has a gradient, one after another."""

@@ -47,6 +47,11 @@ class Paged(Optimizer):
             )
         return _PagedOptimizer(self.inner.build(parameters), self.folder)
 
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
+        """What is in no file: of the largest parameter while it is moved, and small ones."""
+        each = [self.inner.state_bytes({name: parameter}) for name, parameter in parameters.items()]
+        return max(each, default=0) + sum(nbytes for nbytes in each if nbytes < LEAST_BYTES)
+
 
 class _PagedOptimizer(torch.optim.Optimizer):
     """Steps ``inner`` one parameter at a time. Groups and states are those of ``inner``."""
