@@ -5,9 +5,13 @@
 Costs are fitted as length^exponent over the longer half of the lengths: about 1 where a mixer is linear, 2 where it sees all
 pairs (less while its maps outweigh them). Decode is the time of one token and the bytes of state after the longest text; a
 mixer of fixed memory has a state whose exponent is 0. Peak is the most bytes of tensors that a pass holds at once, counted
-(what a fused kernel takes within is not). Times are of this machine and of what else runs on it: medians of a few, with the
-exponent of matrix products, which torch counts and which does not waver, beside them. The default takes about a minute; up to
-32768 tokens: --lengths 256 1024 4096 16384 32768.
+(what a fused kernel takes within is not); resident is by how much the process grew in all, the kernels' own memory included.
+Operations are matrix products and attention, counted as they run (a fused attention as if no pair were left out), never
+extrapolated. Times are of this machine and of what else runs on it: medians of a few.
+
+Every mixer runs in a process of its own with so much memory and so many seconds; one that fails is a row that says so, with
+the figures of the lengths it did. The default takes about a minute and a half; up to 32768 tokens, a quarter of an hour:
+--lengths 256 1024 4096 16384 32768.
 """
 
 from __future__ import annotations
@@ -17,10 +21,13 @@ import importlib
 import json
 import math
 import statistics
+import subprocess
+import sys
+import threading
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +68,25 @@ LENGTHS = (256, 512, 1024)
 WINDOW = 128
 REPEATS = 3
 DECODED = 8  # tokens that the time of one is taken from
-MOST_SECONDS = 20.0  # of one length, after which longer ones of a mixer are left out
+GIGABYTES = 8.0  # a mixer's process may take beside what it begins with
+MOST_SECONDS = 900.0  # of a mixer, all lengths together
 
 
 @dataclass
 class Row:
-    """One mixer: seconds, bytes and operations by length; ``state`` and ``token`` are after each length."""
+    """One mixer: seconds, bytes and operations by length; ``state`` and ``token`` are after each length.
+
+    ``failure``: why longer texts have no figures.
+    """
 
     name: str
-    seconds: dict[int, float]
-    peak: dict[int, int]
-    operations: dict[int, float]
-    token: dict[int, float]
-    state: dict[int, int]
+    seconds: dict[int, float] = field(default_factory=dict)
+    peak: dict[int, int] = field(default_factory=dict)
+    resident: dict[int, int] = field(default_factory=dict)
+    operations: dict[int, float] = field(default_factory=dict)
+    token: dict[int, float] = field(default_factory=dict)
+    state: dict[int, int] = field(default_factory=dict)
+    failure: str = ""
 
 
 def main() -> None:
@@ -84,21 +97,83 @@ def main() -> None:
     parser.add_argument("--mixers", nargs="+", choices=list(MIXERS), default=list(MIXERS))
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gigabytes", type=float, default=GIGABYTES, help="of memory for each mixer's process")
+    parser.add_argument("--seconds", type=float, default=MOST_SECONDS, help="for each mixer, all lengths together")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in a mixer's own process
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    if options.here:
+        measure_here(options)
+        return
     rows = []
     for name in options.mixers:
-        try:
-            spec = spec_of(name, options.hidden)
-        except (ModuleNotFoundError, AttributeError, TypeError) as error:
-            print(f"{name}: not here ({error})", flush=True)
-            continue
-        rows.append(measured(name, spec, sorted(options.lengths), hidden=options.hidden, repeats=options.repeats))
+        rows.append(measured(name, options))
         print(line(rows[-1]), flush=True)
     print(f"\none layer, hidden {options.hidden}, one text, {options.threads} thread(s)\n\n{table(rows)}")
     if options.output:
         options.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+def measured(name: str, options: argparse.Namespace) -> Row:
+    """A mixer's figures, from a process of its own: what it wrote before it ended, and why it did."""
+    sizes = ["--hidden", str(options.hidden), "--repeats", str(options.repeats), "--threads", str(options.threads)]
+    sizes += ["--gigabytes", str(options.gigabytes), "--lengths", *map(str, sorted(options.lengths))]
+    command = [sys.executable, str(Path(__file__).resolve()), "--here", "--mixers", name, *sizes]
+    row = Row(name)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        late = threading.Event()
+        timer = threading.Timer(options.seconds, lambda: (late.set(), process.kill()))
+        timer.start()
+        complaints: list[str] = []
+        reader = threading.Thread(target=lambda: complaints.extend(process.stderr or ()))
+        reader.start()
+        for text in process.stdout:
+            found = json.loads(text)
+            length = found.pop("length")
+            for figure, value in found.items():
+                getattr(row, figure)[length] = value
+        status = process.wait()
+        timer.cancel()
+        reader.join()
+    if late.is_set():
+        row.failure = f"over {options.seconds:.0f} seconds"
+    elif status:
+        row.failure = complaints[-1].strip()[:120] if complaints else f"ended by signal {-status}"
+    if row.failure:
+        row.failure = f"{min(set(options.lengths) - set(row.seconds))} tokens: {row.failure}"
+    return row
+
+
+def measure_here(options: argparse.Namespace) -> None:
+    """Writes the figures of the one mixer, a line of JSON for each length as it is done."""
+    torch.set_num_threads(options.threads)
+    (name,) = options.mixers
+    spec = spec_of(name, options.hidden)
+    bound_memory(options.gigabytes)
+    begun = resident_bytes()
+    for found in figures(spec, options.lengths, hidden=options.hidden, repeats=options.repeats):
+        print(json.dumps({**found, "resident": resident_bytes() - begun}), flush=True)
+
+
+def bound_memory(gigabytes: float) -> None:
+    """Lets this process take so much more; an allocation beyond is an error of torch, not the end of the machine."""
+    try:
+        import resource
+
+        held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + int(gigabytes * 2**30),) * 2)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"memory is not bounded here: {error}", file=sys.stderr)
+
+
+def resident_bytes() -> int:
+    """The most memory that this process has held; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def spec_of(name: str, hidden: int) -> Spec:
@@ -117,11 +192,10 @@ def spec_of(name: str, hidden: int) -> Spec:
     return getattr(importlib.import_module(f"almanac.{module}"), function)(hidden, **arguments)
 
 
-def measured(name: str, spec: Spec, lengths: list[int], *, hidden: int, repeats: int) -> Row:
-    """All figures of a mixer; lengths after one that takes too long are left out."""
+def figures(spec: Spec, lengths: list[int], *, hidden: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """All figures of a mixer, length by length."""
     layer = initialise(spec.build(), seed=0).eval()
     assert isinstance(layer, Mixer)
-    row = Row(name, {}, {}, {}, {}, {})
     for length in lengths:
         x = torch.randn(1, length, hidden, generator=torch.Generator().manual_seed(0))
         context = Context(positions=torch.arange(length).unsqueeze(0))
@@ -130,13 +204,11 @@ def measured(name: str, spec: Spec, lengths: list[int], *, hidden: int, repeats:
             layer(x, fresh(context), None)
 
         with torch.no_grad():
-            row.operations[length] = operations(call)
-            row.peak[length] = peak_bytes(call)
-            row.seconds[length] = timed(call, repeats if row.operations[length] < 1e10 else 1)
-            row.token[length], row.state[length] = decoding(layer, x, context)
-        if row.seconds[length] > MOST_SECONDS:
-            break
-    return row
+            operations, peak = counted(call)
+            seconds = timed(call, repeats if operations < 1e10 else 1)
+            token, state = decoding(layer, x, context)
+        found: dict[str, Any] = {"length": length, "seconds": seconds, "peak": peak, "operations": operations}
+        yield {**found, "token": token, "state": state}
 
 
 def fresh(context: Context) -> Context:
@@ -166,14 +238,18 @@ def timed(call: Callable[[], None], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def operations(call: Callable[[], None]) -> float:
-    """Matrix products and attention, as torch counts them; its fused attention on a processor is counted written out."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):
+def counted(call: Callable[[], None]) -> tuple[float, int]:
+    """Multiplications and additions of matrix products and attention, and the most bytes of tensors alive at once."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    counter = FlopCounterMode(display=False, custom_mapping={fused: attention_operations})
+    with counter, Live() as live:
         call()
-    return float(counter.get_total_flops())
+    return float(counter.get_total_flops()), live.most
+
+
+def attention_operations(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
+    """Of a fused attention, from the shapes [b, n, t, d], [b, m, l, d], [b, m, l, e]: torch counts none on a processor."""
+    return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
 
 
 class Live(TorchDispatchMode):
@@ -209,13 +285,6 @@ class Live(TorchDispatchMode):
             self.now -= nbytes
 
 
-def peak_bytes(call: Callable[[], None]) -> int:
-    """The most bytes of tensors alive at once that ``call`` made."""
-    with Live() as live:
-        call()
-    return live.most
-
-
 def exponent(figures: dict[int, float] | dict[int, int]) -> float:
     """b of length^b, by least squares over the longer half of the lengths (two at least); nan where it cannot be told."""
     points = sorted((length, value) for length, value in figures.items() if value > 0)
@@ -229,30 +298,33 @@ def exponent(figures: dict[int, float] | dict[int, int]) -> float:
 
 def line(row: Row) -> str:
     """One mixer as it is done."""
-    times = ", ".join(f"{length}: {seconds * 1e3:.1f} ms" for length, seconds in row.seconds.items())
-    return f"{row.name}: {times}"
+    times = [f"{length}: {seconds * 1e3:.1f} ms" for length, seconds in row.seconds.items()]
+    return f"{row.name}: {', '.join(times + [row.failure] * bool(row.failure))}"
 
 
 def table(rows: list[Row]) -> str:
     """Markdown: the longest length, and exponents."""
-    header = ["mixer", "tokens", "pass ms", "exponent", "of operations", "peak MB", "exponent of peak", "token ms"]
-    header += ["state kB", "exponent of state"]
+    header = ["mixer", "tokens", "pass ms", "exponent", "operations", "exponent", "peak MB", "exponent", "resident MB"]
+    header += ["token ms", "state kB", "exponent", "longer"]
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for row in rows:
-        length = max(row.seconds)
-        cells = [
-            row.name,
-            length,
-            f"{row.seconds[length] * 1e3:.1f}",
-            f"{exponent(row.seconds):.2f}",
-            f"{exponent(row.operations):.2f}",
-            f"{row.peak[length] / 1e6:.1f}",
-            f"{exponent(row.peak):.2f}",
-            f"{row.token[length] * 1e3:.2f}",
-            f"{row.state[length] / 1e3:.1f}",
-            f"{abs(exponent(row.state)):.2f}",
-        ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        cells = [row.name, *["-"] * (len(header) - 2), row.failure or "all done"]
+        if row.seconds:
+            length = max(row.seconds)
+            cells[1:-1] = [
+                str(length),
+                f"{row.seconds[length] * 1e3:.1f}",
+                f"{exponent(row.seconds):.2f}",
+                f"{row.operations[length]:.3g}",
+                f"{exponent(row.operations):.2f}",
+                f"{row.peak[length] / 1e6:.1f}",
+                f"{exponent(row.peak):.2f}",
+                f"{row.resident[length] / 1e6:.0f}",
+                f"{row.token[length] * 1e3:.2f}",
+                f"{row.state[length] / 1e3:.1f}",
+                f"{abs(exponent(row.state)):.2f}",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

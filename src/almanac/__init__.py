@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from almanac.assistant.ask import ask, open_assistant
     from almanac.assistant.build import build
     from almanac.assistant.documents import add_document, list_documents, remove_document
+    from almanac.curate.run import curate
     from almanac.generate.sampling import sampling
     from almanac.language_model.certify import verify_model
     from almanac.language_model.encoder import load_encoder
@@ -32,6 +33,7 @@ _PLACES = {
     "add_document": "almanac.assistant.documents",
     "ask": "almanac.assistant.ask",
     "build": "almanac.assistant.build",
+    "curate": "almanac.curate.run",
     "finetune": "almanac.align.supervised",
     "list_documents": "almanac.assistant.documents",
     "load": "almanac.language_model.load",
@@ -52,6 +54,7 @@ __all__ = [
     "ask",
     "build",
     "compress",
+    "curate",
     "finetune",
     "list_documents",
     "load",
@@ -68,7 +71,9 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+        value = getattr(importlib.import_module(_PLACES[name]), name)
+        globals()[name] = value  # the import has put a room of that name here: `pretrain`, `curate`
+        return value
     if name in _ROOMS:
         return importlib.import_module(f"almanac.{name}")
     raise AttributeError(f"module 'almanac' has no attribute {name!r}")

@@ -60,3 +60,64 @@ def test_what_cannot_be_run_is_refused(almanac: Callable[..., Any], text: Path, 
     )
     refused = almanac("pretrain", text, "--output", out, "--spec", encoder)
     assert refused.code != 0 and "no decoder" in refused.err
+
+
+def test_what_the_loop_offers_is_chosen_by_name(almanac: Callable[..., Any], text: Path, tmp_path: Path) -> None:
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    assert almanac("pretrain", text, "--output", plain, *SMALL).code == 0
+    names = (
+        "--optimizer",
+        "lion",
+        "--schedule",
+        "linear",
+        "--precision",
+        "bfloat16",
+        "--average",
+        "ema",
+        "--recompute",
+    )
+    told = almanac("pretrain", text, "--output", out, *SMALL, *names)
+    assert told.code == 0, told.err
+    facts = json.loads((out / "pretraining.json").read_text())
+    train = facts["settings"]["train"]
+    kinds = [train[name]["kind"].rpartition(".")[2] for name in ("optimizer", "schedule", "precision", "activations")]
+    assert kinds == ["Lion", "Linear", "BFloat16", "ActivationCheckpointing"]
+    assert facts["settings"]["average"]["kind"].endswith("Ema")
+    weights = [(folder / "model/model.safetensors").read_bytes() for folder in (plain, out)]
+    assert weights[0] != weights[1]
+
+
+def test_the_average_is_what_is_saved_and_measured(almanac: Callable[..., Any], text: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    import almanac as library
+    from almanac.pretrain.corpus import stores
+    from almanac.pretrain.measure import held_out_loss
+    from almanac.pretrain.run import RUN, TOKENS, WORK
+
+    out = tmp_path / "out"
+    assert almanac("pretrain", text, "--output", out, *SMALL, "--average", "ema").code == 0
+    (last,) = (out / WORK / RUN / "checkpoints").glob("step-00000003*")
+    saved = load_file(last / "tensors.safetensors")
+    lm = library.load(str(out / "model"))
+    own = lm.network.get_parameter("embed.weight")
+    (average,) = (
+        tensor for name, tensor in saved.items() if name.startswith("keeper/") and name.endswith("embed.weight")
+    )
+    assert own.equal(average) and not own.equal(saved["parameter/embed.weight"])
+    facts = json.loads((out / "pretraining.json").read_text())
+    loss = held_out_loss(lm.network, stores(out / WORK / TOKENS)[1], time=16, windows=64)
+    assert facts["train"]["measured"][-1]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_minutes_choose_the_steps_once(almanac: Callable[..., Any], text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = ("--vocab-size", "290", "--time", "16", "--held-out", "0.2", "--minutes", "0.001")
+    assert almanac("pretrain", text, "--output", out, *given).code == 0
+    facts = json.loads((out / "pretraining.json").read_text())
+    assert facts["train"]["steps"] == 10  # the least, as 60 ms are too short for more
+    again = almanac("pretrain", text, "--output", out, *given, "--json")
+    events = [json.loads(line) for line in again.out.splitlines()]
+    assert {event["note"] for event in events[:-1]} == {"done before"}
+    both = almanac("pretrain", text, "--output", out, *given, "--steps", "3")
+    assert both.code == 2 and "--minutes" in both.err

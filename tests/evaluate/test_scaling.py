@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 
 from almanac.core.errors import ShapeError
-from almanac.evaluate.scaling import (
-    Descent,
-    Law,
-    Points,
-    bootstrap,
-    fit,
-    intervals,
-    laws,
-    minimise,
-    objective,
-    rejection,
-)
+from almanac.evaluate.scaling import Law, bootstrap, fit, intervals, laws, objective, rejection
+from almanac.evaluate.scaling_descent import Descent, minimise
+from almanac.evaluate.scaling_law import Points
 
 LAWS = [
     Law(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28),
@@ -124,8 +115,8 @@ def test_the_bootstrap_covers_the_truth_and_rejects_another_law() -> None:
 
 
 def test_bad_points_are_refused() -> None:
-    with pytest.raises(ShapeError, match="at least six"):
-        Points.of([1.0] * 5, [1.0] * 5, [1.0] * 5)
+    with pytest.raises(ShapeError, match="at least 6"):
+        fit(Points.of([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5))
     with pytest.raises(ShapeError):
         Points.of([1.0] * 7, [1.0] * 6, [1.0] * 7)
     with pytest.raises(ShapeError, match="positive"):

@@ -278,6 +278,17 @@ def test_every_family_with_an_architecture_is_here() -> None:
     assert {family.model_type for family in families() if family.gguf} <= tested
 
 
+def test_more_chosen_experts_than_llama_cpp_has_room_for_are_refused(tmp_path: Path) -> None:
+    """It aborts the process (GGML_ASSERT in ggml.c) where its graph is full; below, `witnessed` agrees."""
+    case = next(case for case, (name, _) in MODELS.items() if name == "qwen3_moe")
+    few = model(case, num_experts=32, num_experts_per_tok=16, num_hidden_layers=12)
+    few.export(tmp_path / "few.gguf", format="gguf", quantization="F32")
+    many = model(case, num_experts=32, num_experts_per_tok=24, num_hidden_layers=12)
+    with pytest.raises(UnsupportedError, match="24 chosen experts in each of 12 layers"):
+        many.export(tmp_path / "many.gguf", format="gguf", quantization="F32")
+    assert not (tmp_path / "many.gguf").exists()
+
+
 @pytest.mark.parametrize("original", [256, 32])
 def test_longrope_travels_as_two_tables(original: int, llama_cpp: Any, tmp_path: Path) -> None:
     """llama.cpp takes one table for all of a context (of 256 at least), we one for what each token has seen: they meet

@@ -24,6 +24,7 @@ PUBLIC = [
     "ask",
     "build",
     "compress",
+    "curate",
     "finetune",
     "list_documents",
     "load",

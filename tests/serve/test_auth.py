@@ -117,7 +117,7 @@ def test_every_route_under_every_condition(app: Application) -> None:
             done += 1
         return done
 
-    assert asyncio.run(matrix()) == 17 * 19
+    assert asyncio.run(matrix()) == 20 * 19
 
 
 def test_a_withdrawn_token_is_refused_at_once(assistant: Assistant, tmp_path: Path) -> None:

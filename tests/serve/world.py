@@ -22,6 +22,7 @@ from almanac.retrieve.index.settings import IndexSettings
 from almanac.retrieve.index.store import DocumentIndex
 from almanac.retrieve.read.folder import read_folder
 from almanac.serve.app import Application, create_app, listen
+from almanac.serve.monitor import create_monitor
 from almanac.serve.protocol import protocol_for
 from almanac.serve.settings import ServeSettings
 
@@ -182,10 +183,25 @@ def served(assistant: Assistant, settings: ServeSettings | None = None) -> Itera
     """A real server on a free port of this machine, in a thread; gives the port and its application."""
     settings = settings or ServeSettings(port=0)
     app = create_app(assistant, settings=settings)
+    with listening(app, settings) as port:
+        yield port, app
+
+
+@contextlib.contextmanager
+def shown_runs(folder: Path, *, token_file: str = "") -> Iterator[int]:
+    """A real server of training runs; gives its port."""
+    settings = ServeSettings(port=0, token_file=token_file)
+    with listening(create_monitor(folder, settings=settings), settings) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def listening(app: Application, settings: ServeSettings) -> Iterator[int]:
+    """A server in a thread, on a free port of this machine."""
     sockets = listen(settings)
     limits = settings.limits
     config = uvicorn.Config(
-        app, http=protocol_for(limits), ws="none", log_config=None, access_log=False, proxy_headers=False,
+        app, http=protocol_for(limits), loop="asyncio", ws="none", log_config=None, access_log=False, proxy_headers=False,
         h11_max_incomplete_event_size=limits.header_bytes, limit_concurrency=limits.connections,
         timeout_graceful_shutdown=1, server_header=False,
     )  # fmt: skip
@@ -197,7 +213,7 @@ def served(assistant: Assistant, settings: ServeSettings | None = None) -> Itera
         while not server.started:
             assert thread.is_alive()
             threading.Event().wait(0.01)
-        yield sockets[0].getsockname()[1], app
+        yield sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(15)

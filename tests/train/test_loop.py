@@ -153,6 +153,17 @@ def test_what_is_borrowed_is_given_back() -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+def test_gradients_that_somebody_left_are_not_learned_from() -> None:
+    clean, left = small_run.adapted(), small_run.adapted()
+    for parameter in left.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    for network in (clean, left):
+        small_run.run(network=network, steps=2)
+    after = adapters(left)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in adapters(clean).items())
+
+
 def test_nothing_to_train_is_an_error() -> None:
     network = toys.toy("llama").requires_grad_(False)
     with pytest.raises(TrainingError, match="No parameter"):

@@ -34,7 +34,14 @@ VERBS = {
         "Models",
         "Train a tokenizer, or report what one will cost a model.",
     ),
+    "data": ("almanac.cli.data:data", "Models", "Prepare a corpus: read, filter, remove copies, mix."),
     "pretrain": ("almanac.cli.pretrain:pretrain", "Models", "Train a model from nothing on a folder of text."),
+    "scaling": (
+        "almanac.cli.scaling:scaling",
+        "Models",
+        "Fit a scaling law to small runs; plan a model for a budget.",
+    ),
+    "run": ("almanac.cli.runs:run", "Workbench", "List training runs, or show how one of them stands."),
     "list": ("almanac.cli.listing:listing", "Workbench", "Show the models, techniques and aliases that there are."),
     "evidence": (
         "almanac.cli.evidence:evidence",

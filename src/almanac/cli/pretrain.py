@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter, validators
 
@@ -35,6 +35,12 @@ class Pretraining:
         time: Tokens of a window of text.
         learning_rate: At its peak.
         held_out: Share of the text that is measured on and never trained on.
+        minutes: How long training should take; the number of steps is then chosen by timing a few.
+        optimizer: What turns gradients into steps.
+        schedule: How the learning rate falls after its rise.
+        precision: The numbers that products are computed in; weights are float32 either way.
+        average: An average of the weights along the run, which is what is measured and saved: ema or lawa.
+        recompute: Blocks compute again in backward instead of keeping what they computed: less memory, a third more time.
         seed: Of the weights and of the order of the text.
     """
 
@@ -45,15 +51,31 @@ class Pretraining:
     time: Annotated[int | None, Parameter(validator=validators.Number(gte=2))] = None
     learning_rate: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None
     held_out: Annotated[float | None, Parameter(validator=validators.Number(gt=0, lt=1))] = None
+    minutes: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None
+    optimizer: Literal["adamw", "adamw-8bit", "adafactor", "lion", "muon"] | None = None
+    schedule: Literal["cosine", "restarts", "linear", "stable", "inverse-square-root"] | None = None
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    average: Literal["ema", "lawa"] | None = None
+    recompute: Annotated[bool, Parameter(negative=())] = False
     seed: int = 0
 
     def settings(self) -> PretrainSettings:
         """As a run wants them."""
+        from almanac.pretrain import chosen
         from almanac.pretrain.settings import PretrainSettings
 
         usual = PretrainSettings()
-        own = {"vocab_size": self.vocab_size, "time": self.time, "held_out": self.held_out}
-        training = {"steps": self.steps, "learning_rate": self.learning_rate, "seed": self.seed}
+        if self.minutes is not None and self.steps is not None:
+            raise RequestError("Both --minutes and --steps", remedy="Give one: minutes choose the steps.")
+        own = {
+            "vocab_size": self.vocab_size, "time": self.time, "held_out": self.held_out, "minutes": self.minutes,
+            "average": chosen.average(self.average, every=max(1, (self.steps or usual.train.steps or 1) // 50)),
+        }  # fmt: skip
+        training = {
+            "steps": self.steps, "learning_rate": self.learning_rate, "seed": self.seed,
+            "optimizer": chosen.optimizer(self.optimizer), "schedule": chosen.schedule(self.schedule),
+            "precision": chosen.precision(self.precision), "activations": chosen.activations(self.recompute),
+        }  # fmt: skip
         train = usual.train.with_(**{name: value for name, value in training.items() if value is not None})
         return usual.with_(train=train, **{name: value for name, value in own.items() if value is not None})
 
@@ -89,6 +111,7 @@ def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json:
     ```
     almanac pretrain books/ --output my-model
     almanac pretrain books/ --output my-model --steps 5000 --vocab-size 8000
+    almanac pretrain books/ --output my-model --minutes 60 --optimizer muon --average ema
     almanac pretrain books/ --output my-mamba --spec mamba.json --tokenizer my-tokenizer
     ```
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 WIDTH = 860
@@ -89,6 +91,54 @@ def line(points: Sequence[Sequence[float]], *, x: str, y: str) -> str:
         f'<polyline class="line" points="{path}"/>',
         f'<text class="soft" x="{left}" y="{height - 8}">{escape(x)} {first:g}</text>',
         f'<text class="soft" x="{WIDTH - 20}" y="{height - 8}" text-anchor="end">{escape(x)} {last:g} ({escape(y)})</text>',
+    ]
+    return _svg(height, parts, f"{y} by {x}")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through ``line`` and marks at ``points``, (x, y) each, with its name at the line's end."""
+
+    name: str
+    line: Sequence[Sequence[float]]
+    points: Sequence[Sequence[float]]
+
+
+def curves(found: Sequence[Curve], *, x: str, y: str, spans: Sequence[Sequence[float]] = ()) -> str:
+    """Several curves over a logarithmic x axis; ``spans``: (x, low, high) drawn as upright bars."""
+    places = [place for curve in found for place in (*curve.line, *curve.points)]
+    if not places:
+        return ""
+    left, right, height = 60, 130, 380
+    lows = [px for px, _ in places] + [px for px, _, _ in spans]
+    first, last = math.log10(min(lows)), math.log10(max(lows))
+    values = [py for _, py in places] + [value for _, low, high in spans for value in (low, high)]
+    low, high = min(values), max(values)
+    wide, tall = WIDTH - left - right, height - 50
+
+    def at(px: float, py: float) -> tuple[float, float]:
+        across = (math.log10(px) - first) / max(last - first, 1e-9)
+        return left + wide * across, 10 + tall * (1 - (py - low) / max(high - low, 1e-9))
+
+    parts = [
+        f'<line class="grid" x1="{left}" x2="{left + wide}" y1="{10 + tall * t / 4:.0f}" y2="{10 + tall * t / 4:.0f}"/>'
+        f'<text class="soft" x="{left - 8}" y="{14 + tall * t / 4:.0f}" text-anchor="end">{mark:.2f}</text>'
+        for t, mark in enumerate(high - (high - low) * t / 4 for t in range(5))
+    ]
+    for curve in found:
+        way = [at(px, py) for px, py in curve.line]
+        parts.append(f'<polyline class="line" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in way)}"/>')
+        parts += [f'<circle class="b" cx="{a:.1f}" cy="{b:.1f}" r="4"/>' for a, b in (at(*p) for p in curve.points)]
+        if way:
+            parts.append(
+                f'<text class="soft" x="{way[-1][0] + 8:.1f}" y="{way[-1][1] + 4:.1f}">{escape(curve.name)}</text>'
+            )
+    for px, bottom, top in spans:
+        (a, b), (_, d) = at(px, bottom), at(px, top)
+        parts.append(f'<line class="bar" x1="{a:.1f}" x2="{a:.1f}" y1="{b:.1f}" y2="{d:.1f}"/>')
+    parts += [
+        f'<text class="soft" x="{left}" y="{height - 12}">{escape(x)} {10**first:.3g}</text>',
+        f'<text class="soft" x="{left + wide}" y="{height - 12}" text-anchor="end">{10**last:.3g} ({escape(y)})</text>',
     ]
     return _svg(height, parts, f"{y} by {x}")
 

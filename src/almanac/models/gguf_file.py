@@ -107,12 +107,29 @@ def described(spec: Decoder.Spec, preferred: str | None = None) -> tuple[Family,
                 refusal = error
             continue
         if read == told and _family_among(family.gguf, metadata) is family:
+            require_room(metadata, there)
             return family, metadata | {f"{family.gguf}.{name}": value for name, value in more.items()}, beside
     raise refusal or UnsupportedError(
         f"GGUF has no architecture for this {preferred or 'model'} (its windows, scales, layers without positions or "
         "biases would be lost)",
         remedy="Export as hf instead.",
     )
+
+
+def require_room(metadata: Mapping[str, Any], tensors: Collection[str]) -> None:
+    """Raises UnsupportedError for so many chosen experts that llama.cpp would end the process.
+
+    It lays out room for as many operations as 8 a tensor, 1,024 at least, and adds up chosen experts by operations of their
+    own: about 3 each beside 30 of a layer, as measured with its release of 2026 (ours computed the same below the bound).
+    """
+    chosen = max((value for name, value in metadata.items() if name.endswith(".expert_used_count")), default=0)
+    split = sum(name.endswith("ffn_gate_inp.weight") for name in tensors)
+    layers = max((value for name, value in metadata.items() if name.endswith(".block_count")), default=0)
+    if chosen and 30 * layers + 3 * chosen * split > max(1024, 8 * len(tensors)):
+        raise UnsupportedError(
+            f"{chosen} chosen experts in each of {split} layers: llama.cpp has no room for so many operations",
+            remedy="Export as hf instead.",
+        )
 
 
 def _metadata(family: Family, spec: Decoder.Spec) -> dict[str, Any]:

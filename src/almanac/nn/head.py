@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from almanac.core import spec
@@ -13,6 +12,7 @@ from almanac.core.site import Site
 from almanac.core.weight import StoredWeight
 from almanac.nn.embedding import Embedding
 from almanac.nn.linear import Linear
+from almanac.nn.product import linear
 
 
 class Head(Site):
@@ -59,7 +59,7 @@ class TiedHead(Site):
     def compute(self, x: Tensor, embed: Embedding) -> Tensor:
         x = self.inward(x) if self.inward is not None else x
         weight = embed.weight
-        logits = weight.apply_linear(x) if isinstance(weight, StoredWeight) else F.linear(x, weight)
+        logits = weight.apply_linear(x) if isinstance(weight, StoredWeight) else linear(x, weight, None)
         return finished(logits, self.scale, self.softcap)
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from almanac.core.batch import Tokens
 from almanac.core.errors import ShapeError
@@ -72,8 +71,8 @@ def next_token_from_hidden(
 ) -> tuple[Tensor, Metrics]:
     """The same loss from hidden vectors [b, t, h] and the head, ``logits``: [n, h] -> [n, v].
 
-    Where the head is frozen, the gradient of a chunk is taken as soon as its logits are there, and only [n, h] is kept;
-    where the head learns, its logits are computed again in backward.
+    The gradient of a chunk is taken as soon as its logits are there, so that these are computed once and can go: kept are
+    [n, h], and what the head learns with gradients of its own size.
 
     Raises:
         ShapeError: as :func:`next_token`.
@@ -97,14 +96,31 @@ def chunked_sums(
     chunk_targets: int = CHUNK_TARGETS,
     form: CrossEntropy = PLAIN,
 ) -> Sums:
-    """vectors [n, h], targets int64 [n] -> their sums, with at most ``chunk_targets`` rows of logits at once."""
-    way = _way(vectors, logits)
-    loss = vectors[:0].sum()  # zero, and part of the graph even without a target
+    """vectors [n, h], targets int64 [n] -> their sums, with at most ``chunk_targets`` rows of logits at once.
+
+    What ``logits`` learns with are parameters, or is made of them anew in each call.
+    """
+    keeps = vectors.requires_grad and torch.is_grad_enabled()
+    learned: dict[Tensor, Tensor] = {}  # what the head learns with -> its gradient
+    to_vectors: list[Tensor] = []
+    loss = vectors[:0].sum(dtype=_wide(vectors.dtype))  # zero, and part of the graph even without a target
     nll, correct = loss.detach(), targets.new_zeros(())
     for start in range(0, len(targets), chunk_targets):
         end = start + chunk_targets
-        chunk = way(vectors[start:end], targets[start:end], logits, form)
-        loss, nll, correct = loss + chunk.loss, nll + chunk.nll, correct + chunk.correct
+        chunk = vectors[start:end].detach().requires_grad_(keeps)
+        sums = cross_entropy_sums(logits(chunk), targets[start:end], form)
+        if sums.loss.requires_grad:
+            inputs = _leaves(sums.loss)
+            gradients = dict(zip(inputs, torch.autograd.grad(sums.loss, inputs), strict=True))
+            if keeps:
+                to_vectors.append(gradients.pop(chunk))
+            for leaf, gradient in gradients.items():
+                learned[leaf] = learned[leaf].add_(gradient) if leaf in learned else gradient
+        loss, nll, correct = loss.detach() + sums.loss.detach(), nll + sums.nll, correct + sums.correct
+    if to_vectors:
+        learned[vectors] = torch.cat(to_vectors)
+    if learned:
+        loss = _Known.apply(loss, tuple(learned.values()), *learned)  # pyright: ignore[reportAssignmentType]
     return Sums(loss, nll, correct)
 
 
@@ -125,51 +141,35 @@ def normalised(sums: Sums, batch: Tokens, normaliser: float | None) -> tuple[Ten
     return sums.loss / normaliser, {"nll": sums.nll, "correct": sums.correct}
 
 
-ChunkSums = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor], CrossEntropy], Sums]
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """In which sums are taken, as `cross_entropy_sums` takes them."""
+    return dtype if dtype == torch.float64 else torch.float32
 
 
-def _way(vectors: Tensor, logits: Callable[[Tensor], Tensor]) -> ChunkSums:
-    """The cheapest of the three ways below that gives every gradient that is asked for."""
-    if not torch.is_grad_enabled() or not len(vectors):
-        return _forward_only
-    if logits(vectors[:1].detach()).requires_grad:  # the head has weights that learn
-        return _recomputed
-    return _frozen_head if vectors.requires_grad else _forward_only
+def _leaves(result: Tensor) -> list[Tensor]:
+    """What learns of all that went into ``result``, found at the ends of its graph."""
+    found: list[Tensor] = []
+    seen, open_nodes = set[Any](), [result.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)  # the ends of a graph have one
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        open_nodes.extend(before for before, _ in node.next_functions)
+    return found
 
 
-def _forward_only(vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], form: CrossEntropy) -> Sums:
-    return cross_entropy_sums(logits(vectors), targets, form)
-
-
-def _recomputed(vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], form: CrossEntropy) -> Sums:
-    def sums(chunk: Tensor) -> tuple[Tensor, ...]:
-        return tuple(cross_entropy_sums(logits(chunk), targets, form))
-
-    loss, nll, correct = checkpoint(sums, vectors, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
-    return Sums(loss, nll, correct)
-
-
-def _frozen_head(vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], form: CrossEntropy) -> Sums:
-    return Sums(*_GradientAtOnce.apply(vectors, targets, logits, form))  # pyright: ignore[reportGeneralTypeIssues]
-
-
-class _GradientAtOnce(torch.autograd.Function):
-    """Sum of losses whose gradient to the vectors is computed in forward, so that the logits can go at once."""
+class _Known(torch.autograd.Function):
+    """A sum whose gradients to ``inputs`` are known already."""
 
     @staticmethod
-    def forward(
-        ctx: Any, vectors: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], form: CrossEntropy
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = vectors.detach().requires_grad_()
-            sums = cross_entropy_sums(logits(leaf), targets, form)
-        (gradient,) = torch.autograd.grad(sums.loss, leaf)
-        ctx.save_for_backward(gradient)
-        nll = sums.nll.clone()  # two outputs must not be one tensor
-        ctx.mark_non_differentiable(nll, sums.correct)
-        return sums.loss.detach(), nll, sums.correct
+    def forward(ctx: Any, loss: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].to(gradient.dtype), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(gradient * grads[0].to(gradient.dtype) for gradient in ctx.saved_tensors)

@@ -21,6 +21,7 @@ from almanac.data.collate import Row
 from almanac.data.windows import WindowBatches, batch_of
 from almanac.files.stages import Report, StageReport, Stages, Summary
 from almanac.files.store import Lock, write_json
+from almanac.files.token_store import TokenStore
 from almanac.generate.sampling import sampling
 from almanac.language_model.load import load
 from almanac.language_model.model import LanguageModel
@@ -31,10 +32,13 @@ from almanac.pretrain import report as pages
 from almanac.pretrain.corpus import HELD_OUT, Survey, encode, stores, survey
 from almanac.pretrain.measure import Measurement, Watch, bits_per_byte, held_out_loss, known_share, words_of
 from almanac.pretrain.settings import PretrainSettings
+from almanac.pretrain.timing import steps_within
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.tokenizers.train.byte_bpe import ByteBpe
 from almanac.tokenizers.train.corpus import Corpus
 from almanac.tokenizers.train.run import train as train_tokenizer
+from almanac.train.averaging.average import Averaging, adopt, averaged
+from almanac.train.events.event import Listener
 from almanac.train.events.progress import Progress
 from almanac.train.loop import train
 from almanac.train.run_folder import read_run
@@ -114,6 +118,9 @@ class _Pretraining:
             "tokens", {"held_out": self.settings.held_out}, lambda progress: self._tokens(found, tokenizer, progress)
         )
         settings = {"settings": chosen, "spec": spec.to_dict()}
+        if self.settings.minutes is not None:
+            timed = self.stages.run("timing", settings, lambda progress: self._timing(spec))
+            self.settings = self.settings.with_(train=self.settings.train.with_(steps=timed["steps"]))
         learned = self.stages.run(
             "train", settings, lambda progress: self._train(spec, tokenizer, tokens, progress, stop)
         )
@@ -144,6 +151,25 @@ class _Pretraining:
 
         return encode(self.corpus, found, tokenizer, self.work / TOKENS, held_out=self.settings.held_out, tell=tell)
 
+    def _timing(self, spec: Decoder.Spec) -> Summary:
+        """How many steps there is time for; in the ledger, so that a resumed run has as many."""
+        assert self.settings.minutes is not None
+        network = initialise(spec.build(), seed=self.settings.train.seed)
+        batches = self._batches(stores(self.work / TOKENS)[0])
+        steps, seconds = steps_within(network, batches, settings=self.settings.train, minutes=self.settings.minutes)
+        return {"steps": steps, "seconds_of_a_step": seconds}
+
+    def _batches(self, learned: TokenStore) -> WindowBatches:
+        settings, chosen = self.settings, self.settings.train
+        return WindowBatches(
+            learned,
+            time=settings.time,
+            rows=settings.rows,
+            micro_rows=settings.micro_rows,
+            steps=chosen.steps,
+            seed=chosen.seed,
+        )
+
     def _train(
         self,
         spec: Decoder.Spec,
@@ -158,14 +184,7 @@ class _Pretraining:
         assert isinstance(network, Decoder)
         family = family_of(spec, None)
         lm = LanguageModel(network, spec, tokenizer, family=family[0].model_type if family else None)
-        batches = WindowBatches(
-            learned,
-            time=settings.time,
-            rows=settings.rows,
-            micro_rows=settings.micro_rows,
-            steps=chosen.steps,
-            seed=chosen.seed,
-        )
+        batches, average = self._batches(learned), None if settings.average is None else Averaging(settings.average)
         rows = [
             Row(tuple(held.read(0, size).tolist()), (True,) * size) for size in _sizes(held.num_tokens, settings.time)
         ]
@@ -174,10 +193,11 @@ class _Pretraining:
         memory = forecast_memory(network, sample, settings=chosen)
         watch = Watch(
             self.work / WATCHED,
-            lambda step: self._measure(lm, held, tokens, step),
+            lambda step: self._measured(lm, held, tokens, step, average),
             every=settings.evaluate_every,
         )
-        listeners = [
+        listeners: list[Listener] = [
+            *([] if average is None else [average]),  # before it is measured
             Forecaster(memory),
             Progress(lambda reading: progress.tell(reading.step, reading.steps, str(reading))),
             watch,
@@ -188,6 +208,8 @@ class _Pretraining:
                 f"The run was stopped after step {outcome.step} of {outcome.steps}; its state is in {self.work / RUN}",
                 remedy="Run the same command again: it goes on from there.",
             )
+        if average is not None and average.state():
+            adopt(network, average.weights())
         lm.record("pretrain", {"settings": settings.to_dict(), "tokens": tokens, "steps": outcome.steps})
         lm.save(self.output / MODEL)
         vocabulary = self._vocabulary()
@@ -199,6 +221,13 @@ class _Pretraining:
             "forecast": ran.get("forecast"), "resources": ran.get("measured"), "preflight": checked.to_dict(),
             "epochs": outcome.steps * settings.rows / batches.windows,
         }  # fmt: skip
+
+    def _measured(
+        self, lm: LanguageModel, held: Any, tokens: Summary, step: int, average: Averaging | None
+    ) -> Measurement:
+        weights = average.weights() if average is not None and average.state() else {}
+        with averaged(lm.network, weights):
+            return self._measure(lm, held, tokens, step)
 
     def _measure(self, lm: LanguageModel, held: Any, tokens: Summary, step: int) -> Measurement:
         settings = self.settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from almanac.core.value import Value
+from almanac.train.averaging.average import AverageRule
 from almanac.train.optimizers.adamw import AdamW
 from almanac.train.schedules.cosine import Cosine
 from almanac.train.settings import TrainSettings
@@ -21,6 +22,8 @@ class PretrainSettings(Value):
     - ``held_out``: share of the text to measure on, never trained on
     - ``evaluate_every``: steps between two measurements; ``windows``: of held-out text that one takes
     - ``sample_tokens``: length of the samples that show how the model writes
+    - ``average``: of the weights along the run; where there is one, it is what is measured, sampled and saved
+    - ``minutes``: that training should take; its steps are then chosen by timing a few, once, and ``train.steps`` is not used
     - ``train``: rate, schedule, optimizer, precision; its ``step_tokens`` and ``micro_tokens`` hold whole windows
     """
 
@@ -30,6 +33,8 @@ class PretrainSettings(Value):
     evaluate_every: int = 100
     windows: int = 64
     sample_tokens: int = 80
+    average: AverageRule | None = None
+    minutes: float | None = None
     train: TrainSettings = TrainSettings(
         learning_rate=2e-3,
         warmup=0.05,

@@ -1,4 +1,4 @@
-"""The server: an assistant behind the layers that every request passes, from the outside in.
+"""The server: an assistant, training runs, or both, behind the layers that every request passes, from the outside in.
 
 ``presence`` (a request's end) -> ``auth`` (the gate) -> ``body`` (bounds and strict JSON) -> FastAPI's routes.
 """
@@ -11,8 +11,8 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from almanac.assistant.ask import Assistant
+    from almanac.serve.run_board import RunBoard
     from almanac.serve.service import Service
 
 GRACE_SECONDS = 5
@@ -33,9 +34,9 @@ SWITCH_SECONDS = 0.0005  # how long a computing thread keeps the others waiting;
 
 
 class Application:
-    """The ASGI application; ``api`` are its routes, ``service`` what they share."""
+    """The ASGI application; ``api`` are its routes, ``service`` what they share, None where only runs are shown."""
 
-    def __init__(self, outermost: Any, api: FastAPI, service: Service) -> None:
+    def __init__(self, outermost: Any, api: FastAPI, service: Service | None) -> None:
         self.outermost = outermost
         self.api = api
         self.service = service
@@ -44,10 +45,17 @@ class Application:
         await self.outermost(scope, receive, send)
 
 
-def create_app(assistant: Assistant, *, settings: ServeSettings, tokens: TokenFile | None = None) -> Application:
+def create_app(
+    assistant: Assistant,
+    *,
+    settings: ServeSettings,
+    tokens: TokenFile | None = None,
+    runs: str | Path | None = None,
+) -> Application:
     """The application for an assistant.
 
     Args:
+        runs: a folder whose training runs are shown, if any are to be.
         tokens: who is admitted; by default those of ``settings.token_file``, and every client on this machine if it
             names none.
 
@@ -61,12 +69,12 @@ def create_app(assistant: Assistant, *, settings: ServeSettings, tokens: TokenFi
     from almanac.serve.engine_thread import EngineThread
     from almanac.serve.pages import read_ui
     from almanac.serve.presence import Presence
+    from almanac.serve.run_board import RunBoard
     from almanac.serve.service import Service
     from almanac.serve.tickets import Tickets
 
     settings.check()
-    if tokens is None and settings.token_file:
-        tokens = TokenFile(Path(settings.token_file))
+    tokens = tokens or admitted(settings)
     limits = settings.limits
     service = Service(
         assistant,
@@ -76,51 +84,90 @@ def create_app(assistant: Assistant, *, settings: ServeSettings, tokens: TokenFi
         int(time.time()),
     )
     ui = read_ui()
-    api = _api(service)
-    api.state.service, api.state.ui = service, ui
+    board = None if runs is None else RunBoard(Path(runs), limits=limits)
+    api = _api(service, board)
+    api.state.service, api.state.ui, api.state.runs = service, ui, board
     gate = Gate(
         Bodies(api, limits=limits), settings=settings, tokens=tokens, tickets=service.tickets, files=frozenset(ui)
     )
     return Application(Presence(gate, limits=limits), api, service)
 
 
+def admitted(settings: ServeSettings) -> TokenFile | None:
+    """Those whom the settings admit; None: every client on this machine. Raises NotFoundError, RequestError."""
+    return TokenFile(Path(settings.token_file)) if settings.token_file else None
+
+
 def serve(
-    folder: str | Path,
+    folder: str | Path | None,
     *,
     settings: ServeSettings | None = None,
     ready: Callable[[str, bool], None] = lambda address, made: None,
+    runs: str | Path | None = None,
 ) -> None:
-    """Serves an assistant folder until it is told to stop (SIGINT, SIGTERM).
+    """Serves an assistant folder, training runs, or both, until it is told to stop (SIGINT, SIGTERM).
 
     Args:
+        folder: of the assistant; None to show training runs alone.
         settings: where to listen and whom to admit; by default port 8000 of this machine alone.
         ready: told, when it listens, the address to open and whether a token file was made.
+        runs: a folder whose training runs are shown.
 
     Raises:
         As ``open_assistant`` and ``create_app``; RequestError: the port is taken. IntegrityError: the check of the
         engine fails.
     """
     require_extra()
-    import uvicorn
-
-    from almanac.assistant.ask import open_assistant
-    from almanac.serve.golden import check_engine
-    from almanac.serve.protocol import protocol_for
-
     settings = settings or ServeSettings()
     settings.check()
+    if runs is not None:
+        from almanac.train.events.found_runs import find_runs
+
+        find_runs(Path(runs))
+    app, is_new = _shown_runs(settings, runs) if folder is None else _served_assistant(folder, settings, runs)
+    _listen_for(app, settings, lambda address: ready(address, is_new))
+
+
+def _served_assistant(folder: str | Path, settings: ServeSettings, runs: str | Path | None) -> tuple[Application, bool]:
+    from almanac.assistant.ask import open_assistant
+    from almanac.serve.golden import check_engine
+
     assistant = open_assistant(folder)
+    is_new = _with_tokens(settings)
+    app = create_app(assistant, settings=settings, runs=runs)
+    check_engine(assistant.lm)
+    return app, is_new
+
+
+def _shown_runs(settings: ServeSettings, runs: str | Path | None) -> tuple[Application, bool]:
+    from almanac.serve.monitor import create_monitor
+
+    if runs is None:
+        raise RequestError("Nothing is to be served", remedy="Name an assistant, a folder of runs, or both.")
+    is_new = _with_tokens(settings)
+    return create_monitor(runs, settings=settings), is_new
+
+
+def _with_tokens(settings: ServeSettings) -> bool:
+    """Makes the token file that is not there yet; whether it did."""
     is_new = bool(settings.token_file) and not Path(settings.token_file).exists()
     if is_new:
         make_token_file(Path(settings.token_file))
-    app = create_app(assistant, settings=settings)
-    check_engine(assistant.lm)
+    return is_new
+
+
+def _listen_for(app: Application, settings: ServeSettings, ready: Callable[[str], None]) -> None:
+    import uvicorn
+
+    from almanac.serve.protocol import protocol_for
+
     sockets = listen(settings)
     sys.setswitchinterval(SWITCH_SECONDS)
     _log_to_stderr()
     config = uvicorn.Config(
         app,
         http=protocol_for(settings.limits),
+        loop="asyncio",  # the same one whatever else happens to be installed
         ws="none",
         lifespan="on",
         log_config=None,
@@ -136,7 +183,7 @@ def serve(
     )
     scheme = "https" if settings.certificate else "http"
     name = "127.0.0.1" if settings.is_loopback else settings.host
-    ready(f"{scheme}://{name}:{sockets[0].getsockname()[1]}/", is_new)
+    ready(f"{scheme}://{name}:{sockets[0].getsockname()[1]}/")
     try:
         uvicorn.Server(config).run(sockets)
     finally:
@@ -174,35 +221,48 @@ def require_extra() -> None:
         ) from error
 
 
-def _api(service: Service) -> FastAPI:
-    from fastapi import FastAPI
-    from fastapi.exceptions import RequestValidationError
-    from starlette.exceptions import HTTPException
-
+def _api(service: Service, board: RunBoard | None) -> FastAPI:
     from almanac.serve import ask, documents, openai_chat, openai_completions, openai_embeddings, openai_models, pages
-    from almanac.serve.openai_options import ErrorBody
-    from almanac.serve.policies import POLICIES
-    from almanac.serve.replies import not_served, problem_response, unexpected, wrong_fields
+    from almanac.serve import runs as runs_room
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.engine.start()
         documents.remove_old_uploads(service.assistant.folder)
         yield
+        if board is not None:
+            board.close()
         await service.close()
+
+    rooms = (openai_models, openai_chat, openai_completions, openai_embeddings, ask, documents, pages, runs_room)
+    about = "An assistant that answers from its documents. Errors always have the form of ErrorBody."
+    return api_of([room.router for room in rooms], about=about, lifespan=lifespan)
+
+
+def api_of(
+    routers: Sequence[Any], *, about: str, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
+) -> FastAPI:
+    """Routes with one form of errors, each of them with a declared policy."""
+    from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+
+    from almanac.serve.openai_options import ErrorBody
+    from almanac.serve.policies import POLICIES
+    from almanac.serve.replies import not_served, problem_response, unexpected, wrong_fields
 
     api = FastAPI(
         title="Almanac",
         version=__version__,
-        description="An assistant that answers from its documents. Errors always have the form of ErrorBody.",
+        description=about,
         docs_url=None,  # those pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
     )
     errors = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
-    for room in (openai_models, openai_chat, openai_completions, openai_embeddings, ask, documents, pages):
-        api.include_router(room.router, responses=errors)
+    for router in routers:
+        api.include_router(router, responses=errors)
     api.add_exception_handler(AlmanacError, problem_response)
     api.add_exception_handler(RequestValidationError, wrong_fields)
     api.add_exception_handler(HTTPException, not_served)

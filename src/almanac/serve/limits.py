@@ -41,6 +41,8 @@ class Limits(Value):
     concurrency: int = 8  # requests that compute, per token
     uploads: int = 2  # at once, on the whole server
     connections: int = 512
+    runs: int = 32  # training runs whose curves are held
+    run_read_bytes: int = 4 << 20  # of a run's log that one request reads
     tickets: int = 64  # outstanding, per token
     ticket_seconds: float = 30.0
     header_seconds: float = 10.0

@@ -80,6 +80,7 @@ class AssistantBody(BaseModel):
     settings: dict[str, Any]
     evaluations: dict[str, Any]
     notice: str
+    has_runs: bool
 
 
 class Ticket(BaseModel):
@@ -95,20 +96,21 @@ async def health() -> Response:
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> Response:
     """The page."""
-    return _file(request, "index.html")
+    return file_reply(request, "index.html")
 
 
 @router.get("/ui/{file}", include_in_schema=False)
 async def ui(file: str, request: Request) -> Response:
     """A file of the page."""
-    return _file(request, file)
+    return file_reply(request, file)
 
 
 @router.get("/v1/assistant", responses={200: {"model": AssistantBody}})
 async def about(request: Request) -> Response:
     """The assistant's name, card and figures."""
     service = service_of(request)
-    return JSONResponse(await service.compute(_about, service.assistant))
+    facts = await service.compute(_about, service.assistant)
+    return JSONResponse({**facts, "has_runs": request.app.state.runs is not None})
 
 
 @router.post("/v1/tickets", responses={200: {"model": Ticket}})
@@ -127,7 +129,8 @@ async def report(request: Request) -> Response:
     return HTMLResponse(text, headers={"Content-Security-Policy": REPORT_POLICY})
 
 
-def _file(request: Request, name: str) -> Response:
+def file_reply(request: Request, name: str) -> Response:
+    """A file of the page by its name. Raises NotFoundError."""
     found: UiFile | None = request.app.state.ui.get(name)
     if found is None:
         raise NotFoundError(f"There is no file {name[:80]!r}", remedy="Open /.")

@@ -17,6 +17,7 @@ POLICIES = {
     "GET /healthz": Policy.PUBLIC,
     "GET /": Policy.PUBLIC,
     "GET /ui/{file}": Policy.PUBLIC,
+    "GET /runs": Policy.PUBLIC,
     "GET /report": Policy.TICKET,
     "GET /openapi.json": Policy.TOKEN,
     "GET /v1/models": Policy.TOKEN,
@@ -27,6 +28,8 @@ POLICIES = {
     "POST /v1/ask": Policy.TOKEN,
     "GET /v1/assistant": Policy.TOKEN,
     "POST /v1/tickets": Policy.TOKEN,
+    "GET /v1/runs": Policy.TOKEN,
+    "GET /v1/runs/{path:path}": Policy.TOKEN,
     "GET /v1/documents": Policy.TOKEN,
     "GET /v1/documents/{path:path}": Policy.TOKEN,
     "PUT /v1/documents/{path:path}": Policy.TOKEN,
@@ -40,7 +43,7 @@ def policy_of(method: str, path: str, files: frozenset[str]) -> Policy:
     ``files``: the names under ``/ui/`` that exist.
     """
     if method in ("GET", "HEAD"):
-        if path in ("/", "/healthz") or (path.startswith("/ui/") and path.removeprefix("/ui/") in files):
+        if path in ("/", "/healthz", "/runs") or (path.startswith("/ui/") and path.removeprefix("/ui/") in files):
             return Policy.PUBLIC
         if path == "/report":
             return Policy.TICKET

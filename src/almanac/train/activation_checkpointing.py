@@ -26,6 +26,7 @@ from almanac.core.errors import UnsupportedError
 from almanac.core.site import Around, select
 from almanac.core.state import Context, State
 from almanac.core.value import Value
+from almanac.nn.product import available
 
 NAME = "activation_checkpointing"
 NOTHING, PRODUCTS = "nothing", "products"
@@ -35,6 +36,7 @@ DEAR = [
     _OPERATIONS._scaled_dot_product_flash_attention_for_cpu.default,
     _OPERATIONS._scaled_dot_product_flash_attention.default,
     _OPERATIONS._scaled_dot_product_efficient_attention.default,
+    *([torch.ops.mkldnn._linear_pointwise.default] if available() else []),
 ]  # fmt: skip
 
 

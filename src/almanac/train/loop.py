@@ -17,12 +17,14 @@ import torch
 from torch import nn
 
 from almanac.core.errors import TrainingError, UnsupportedError
+from almanac.nn.product import wide
 from almanac.train.checkpoint import Checkpoints
 from almanac.train.criterion import Criterion, NextToken
 from almanac.train.events.checkpoint import CheckpointSaver
 from almanac.train.events.event import Ended, Event, Listener, Saving, Started, StepDone
 from almanac.train.events.metrics import MetricsLog
 from almanac.train.interrupt import stopping_on_signals
+from almanac.train.parallel.parallel import Alone, Parallel
 from almanac.train.run_folder import RunFolder, fingerprint
 from almanac.train.settings import TrainSettings
 from almanac.train.step import GRADIENT, LOSS, SPIKE, step
@@ -79,24 +81,57 @@ def train(
     settings, criterion, stop = settings or TrainSettings(), criterion or NextToken(), stop or threading.Event()
     _require_repeatable(settings, criterion)
     keepers = [listener for listener in listeners if isinstance(listener, Keeper)]
-    training = Training.begin(network, batches, settings=settings, keepers=keepers)
-    if run_folder is None:
-        with _surroundings(network, settings):
-            return _Run(training, criterion, listeners, stop).go()
-    identity = {
-        "settings": settings.to_dict(),
+    parallel = _parallel(settings)
+    parallel.require(settings, criterion.alters_network, len(keepers))
+    identity = _identity(network, batches, settings, criterion) if run_folder is not None else {}
+    with parallel.placed(network):
+        training = Training.begin(network, batches, settings=settings, keepers=keepers, parallel=parallel)
+        with _surroundings(network, settings, parallel):
+            if run_folder is None:
+                return _Run(training, criterion, listeners, stop).go()
+            return _recorded(training, criterion, listeners, stop, RunFolder(run_folder, identity))
+
+
+def _identity(network: nn.Module, batches: Batches, settings: TrainSettings, criterion: Criterion) -> dict[str, Any]:
+    """What must be equal for a run to be continued; how many processes do it need not."""
+    return {
+        "settings": {name: value for name, value in settings.to_dict().items() if name != "mesh"},
         "criterion": criterion.to_dict(),
         "data": batches.digest(),
         "network": fingerprint(network),
     }
-    with _surroundings(network, settings), RunFolder(run_folder, identity) as folder:
-        checkpoints = Checkpoints(folder.checkpoints)
-        log = MetricsLog(folder.metrics)
-        saver = CheckpointSaver(checkpoints, in_background=settings.background_saves)
+
+
+def _recorded(
+    training: Training, criterion: Criterion, listeners: Sequence[Listener], stop: threading.Event, folder: RunFolder
+) -> Outcome:
+    """The run in its folder, of which one process has the lock and writes the log."""
+    parallel = training.parallel
+    with contextlib.ExitStack() as stack:
+        if parallel.leads:
+            stack.enter_context(folder)
+        checkpoints = Checkpoints(folder.checkpoints, parallel.writers())
+        logs = (MetricsLog(folder.metrics),) if parallel.leads else ()
+        saver = CheckpointSaver(checkpoints, in_background=training.settings.background_saves)
         notes = tuple(_resume(training, checkpoints))
-        with stopping_on_signals(stop), contextlib.closing(log), contextlib.closing(saver):
-            own = (log, saver)  # in this order: a saved step is always a logged one
-            return _Run(training, criterion, (*own, *listeners), stop, folder.record, saver).go(notes)
+        stack.enter_context(stopping_on_signals(stop))
+        for own in (*logs, saver):
+            stack.enter_context(contextlib.closing(own))
+        record = folder.record if parallel.leads else _nothing
+        # in this order: a saved step is always a logged one
+        return _Run(training, criterion, (*logs, saver, *listeners), stop, record, saver).go(notes)
+
+
+def _nothing(section: str, value: Any) -> None:
+    return None
+
+
+def _parallel(settings: TrainSettings) -> Parallel:
+    if settings.mesh is None:
+        return Alone()
+    from almanac.train.parallel.together import Together  # torch.distributed is needed by it alone
+
+    return Together(settings.mesh)
 
 
 @dataclass
@@ -107,7 +142,7 @@ class _Run:
     criterion: Criterion
     listeners: Sequence[Listener]
     stop: threading.Event
-    record: Callable[[str, Any], None] = lambda section, value: None
+    record: Callable[[str, Any], None] = _nothing
     saver: CheckpointSaver | None = None
 
     def go(self, notes: tuple[str, ...] = ()) -> Outcome:
@@ -182,10 +217,11 @@ def _require_repeatable(settings: TrainSettings, criterion: Criterion) -> None:
 
 
 @contextlib.contextmanager
-def _surroundings(network: nn.Module, settings: TrainSettings) -> Iterator[None]:
+def _surroundings(network: nn.Module, settings: TrainSettings, parallel: Parallel) -> Iterator[None]:
     """As the run needs them inside; all of it as it was afterwards."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_quiet_surroundings(network, settings.seed))
+        stack.enter_context(_quiet_surroundings(network, parallel.seed(settings.seed)))
+        stack.enter_context(wide())
         stack.enter_context(settings.precision.prepared(network))
         if settings.activations is not None:
             stack.enter_context(settings.activations.applied(network))

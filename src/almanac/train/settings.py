@@ -10,6 +10,7 @@ from almanac.data.collate import Row, StepBatches
 from almanac.train.activation_checkpointing import ActivationCheckpointing
 from almanac.train.optimizers.adamw import AdamW
 from almanac.train.optimizers.optimizer import Optimizer
+from almanac.train.parallel.mesh import Mesh
 from almanac.train.precision import Full, Precision
 from almanac.train.schedules.cosine import Cosine
 from almanac.train.schedules.schedule import Schedule, learning_rate
@@ -42,6 +43,7 @@ class TrainSettings(Value):
         None  # steps after which one is computed twice and compared bit for bit (`train.recheck`)
     )
     activations: ActivationCheckpointing | None = None  # which blocks compute again instead of keeping
+    mesh: Mesh | None = None  # processes that train together, started by torchrun; None: this one alone
 
     def batches(self, rows: Sequence[Row]) -> StepBatches:
         """The steps of a run over ``rows``. Raises RequestError for rows that no batch could hold."""

@@ -1,9 +1,9 @@
 """Which losses are too bad to learn from, and how often a run may go back before it gives up.
 
 The ladder, whatever is wrong: the update is left out -> after several such steps in a row the run goes back to its last good
-checkpoint and leaves out the data since (Chowdhery 2022, arXiv 2204.02311, section 5.1: the spikes of PaLM did not come
-again with other data, and did with the same) -> after several returns it stops and tells. Losses and gradients that are not
-finite always go this way; finite losses do if they are judged by :class:`Spikes`.
+checkpoint and leaves out the data since (Chowdhery 2022, arXiv 2204.02311, section 5.1: PaLM's spikes did not come again with
+other data; nor did they when the same data met weights of another time, so that it takes both) -> after several returns it
+stops and tells. Losses and gradients that are not finite always go this way; finite losses do if judged by :class:`Spikes`.
 
 A loss l is a spike where l - m > deviations · s and l - m > rise · m: m, s running mean and deviation over good steps.
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from almanac.objectives.next_token import Metrics
 from almanac.train.criterion import Criterion
 from almanac.train.events.event import StepDone
 from almanac.train.recheck import Gradients, agreed
@@ -79,7 +80,13 @@ class _Taken:
 def _take(training: Training, criterion: Criterion, stop: threading.Event) -> _Taken | None:
     """The micro-batches of the next step and the update; None, without one, if the run was asked to stop."""
     micro_batches, dice = next(training.batches), torch.get_rng_state()
-    normaliser = sum(criterion.weight(batch) for batch in micro_batches)
+    own = (
+        sum(criterion.weight(batch) for batch in micro_batches),
+        sum(criterion.tokens(batch) for batch in micro_batches),
+    )
+    (normaliser, tokens), stopped = training.parallel.agree(own, stop.is_set())
+    if stopped:
+        return None
 
     def compute() -> Gradients | None:
         torch.set_rng_state(dice)
@@ -93,34 +100,28 @@ def _take(training: Training, criterion: Criterion, stop: threading.Event) -> _T
     if found is None:
         return None
     norm, skipped = _update(training, found.loss)
-    tokens = sum(criterion.tokens(batch) for batch in micro_batches)
-    return _Taken(found.loss, found.sums, norm, normaliser, tokens, skipped, recheck)
+    return _Taken(found.loss, found.sums, norm, normaliser, int(tokens), skipped, recheck)
 
 
 def _gradients(
     training: Training, criterion: Criterion, micro_batches: Sequence[Any], normaliser: float, stop: threading.Event
 ) -> Gradients | None:
     """Leaves the gradients of the scaled loss in the parameters; None if the run was asked to stop on the way."""
-    total, sums = 0.0, dict[str, float]()
-    for batch in micro_batches:
-        if stop.is_set():
-            return None
+
+    def loss(network: nn.Module, batch: Any) -> tuple[Tensor, Metrics]:
         with training.settings.precision.forward(training.network):
-            loss, metrics = criterion.loss(training.network, batch, normaliser=normaliser)
-        total += loss.item()
-        if not math.isfinite(total):
-            break
-        (loss * training.scale.value).backward()
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    return Gradients(total, sums, training.parameters)
+            return criterion.loss(network, batch, normaliser=normaliser)
+
+    scale = training.scale.value
+    found = training.parallel.gradients(training.network, micro_batches, loss, scale=scale, stop=stop)
+    return None if found is None else Gradients(*found, training.parameters)
 
 
 def _update(training: Training, loss: float) -> tuple[float, str | None]:
     """Applies the gradients, if nothing is wrong with them and the loss; returns their global norm and why it did not."""
     gradients = [p.grad for p in training.parameters.values() if p.grad is not None]
     _scale(gradients, 1 / training.scale.value)  # before anything looks at them
-    norm = float(torch.nn.utils.get_total_norm(gradients)) if math.isfinite(loss) else math.nan
+    norm = training.parallel.norm(training.parameters) if math.isfinite(loss) else math.nan
     skipped = _fault(training, loss, norm)
     if skipped is None:
         if (limit := training.settings.clip_norm) is not None:

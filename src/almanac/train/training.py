@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from almanac.core.errors import FileFormatError, TrainingError
+from almanac.train.parallel.parallel import Alone, Parallel
 from almanac.train.precision import LossScale
 from almanac.train.settings import TrainSettings
 from almanac.train.spikes import LossStatistics
@@ -95,7 +96,7 @@ class Snapshot:
 
 @dataclass
 class Training:
-    """The live state of a run. ``parameters`` are exactly those that require gradients."""
+    """The live state of a run. ``parameters`` are exactly those that require gradients, or what of them lies here."""
 
     network: nn.Module
     batches: Batches
@@ -105,16 +106,24 @@ class Training:
     scale: LossScale
     keepers: dict[str, Keeper] = field(default_factory=dict[str, Keeper])
     counters: Counters = field(default_factory=Counters)
+    parallel: Parallel = field(default_factory=Alone)
 
     @classmethod
     def begin(
-        cls, network: nn.Module, batches: Batches, *, settings: TrainSettings, keepers: Sequence[Keeper] = ()
+        cls,
+        network: nn.Module,
+        batches: Batches,
+        *,
+        settings: TrainSettings,
+        keepers: Sequence[Keeper] = (),
+        parallel: Parallel | None = None,
     ) -> Training:
         """A run at its first step.
 
         Raises TrainingError if no parameter requires a gradient, or two keepers have one name.
         """
-        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        parallel = parallel or Alone()
+        parameters, batches = parallel.parameters(network), parallel.batches(batches)
         if not parameters:
             raise TrainingError(
                 "No parameter of this network requires a gradient", remedy="Attach an adapter, or unfreeze weights."
@@ -123,7 +132,8 @@ class Training:
         if len(named) != len(keepers):
             raise TrainingError("Two averages or other keepers have one name", remedy="Give each its own.")
         optimizer, scale = settings.optimizer.build(parameters), settings.precision.loss_scale()
-        return cls(network, batches, settings, parameters, optimizer, scale, named)
+        optimizer.zero_grad()  # gradients that somebody left are none of this run's
+        return cls(network, batches, settings, parameters, optimizer, scale, named, parallel=parallel)
 
     def set_rate(self) -> float:
         """Gives the optimizer the learning rate of the step that comes now, and returns it."""

@@ -17,7 +17,6 @@ Legend: n shingles of a text, k signature length, b bands, r rows a band.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
@@ -27,6 +26,7 @@ import numpy as np
 
 from almanac.core.errors import RequestError
 from almanac.core.value import Value
+from almanac.data.fingerprint import number_of, runs
 
 SEED = 20_107_069
 BLOCK = 4096  # shingles hashed at once: 4096 x 128 x 8 bytes = 4 MiB
@@ -80,13 +80,10 @@ def shingles(text: str, *, size: int = 5) -> np.ndarray:
     if not found:
         return np.zeros(0, np.uint64)
     known: dict[str, int] = {}
-    hashes = np.array([known[word] if word in known else known.setdefault(word, _hash(word)) for word in found], "<u8")
-    size = min(size, len(found))
-    count = len(found) - size + 1
-    mixed = np.zeros(count, np.uint64)
-    for offset in range(size):  # a polynomial in the position, so that the order of words counts
-        mixed = _scramble(mixed * np.uint64(0x9E3779B97F4A7C15) + hashes[offset : offset + count])
-    return np.unique(mixed)
+    hashes = np.array(
+        [known[word] if word in known else known.setdefault(word, number_of(word)) for word in found], "<u8"
+    )
+    return np.unique(runs(hashes, min(size, len(found))))
 
 
 def jaccard(left: np.ndarray, right: np.ndarray) -> float:
@@ -228,14 +225,3 @@ def _root(parent: list[int], number: int) -> int:
 def _union(parent: list[int], left: int, right: int) -> None:
     low, high = sorted((_root(parent, left), _root(parent, right)))
     parent[high] = low
-
-
-def _hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def _scramble(value: np.ndarray) -> np.ndarray:
-    """The finishing step of SplitMix64 (Steele et al. 2014): every input bit moves every output bit."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

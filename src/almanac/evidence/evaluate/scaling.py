@@ -12,7 +12,9 @@ import numpy as np
 
 import almanac.evaluate.scaling as technique
 from almanac.core.errors import NotFoundError
-from almanac.evaluate.scaling import Descent, Law, Points, bootstrap, fit, laws, minimise, objective, rejection
+from almanac.evaluate.scaling import PUBLISHED, REFIT, Law, bootstrap, fit, laws, objective, rejection
+from almanac.evaluate.scaling_descent import Descent, minimise
+from almanac.evaluate.scaling_law import Points
 from almanac.evidence.card import BASELINE, CEILING, METHOD, TWIN, Arm, Card, Gate, Mutant, Plot
 from almanac.evidence.claim import Always, AtLeast, Effect
 from almanac.evidence.outcome import Outcome
@@ -79,9 +81,7 @@ CARD = Card(
 )
 FILE = Path("../shared/data/scaling/chinchilla_epoch.csv")
 LEFT_OUT = 5  # runs of highest loss, as Besiroglu 2024 does
-REFIT = Law(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
 ERRORS = np.array([0.03, 124.58, 1293.23, 0.02, 0.02])  # of E, A, B, alpha, beta (Besiroglu 2024, table 1)
-PUBLISHED = Law(E=1.6934, A=406.4, B=410.7, alpha=0.3392, beta=0.2849)  # printed as 1.69, 406.4, 410.7, 0.34, 0.28
 WIDE = 20.0  # gradient at which the early stop ends
 RESAMPLES = {"quick": 100, "full": 500, "gpu": 4000}
 

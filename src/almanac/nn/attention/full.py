@@ -30,7 +30,8 @@ from almanac.nn.attention.heads import (
     require_shared,
 )
 from almanac.nn.attention.kv import KeyValueState, stack_rows
-from almanac.nn.attention.masks import BothWays, Causal, Mask, visible, visible_after
+from almanac.nn.attention.masks import BothWays, Causal, Mask, seen_last, visible, visible_after
+from almanac.nn.attention.near import Near, attend_near, near_of, pays, reach_of
 from almanac.nn.attention.scores import Rule, attend, attend_by_length
 from almanac.nn.linear import Linear
 from almanac.nn.norm import LayerNorm, RMSNorm
@@ -88,7 +89,7 @@ class Attention(Mixer):
     def __init__(self, spec: Attention.Spec) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        self.mask = spec.mask
+        self.mask, self.reach = spec.mask, reach_of(spec.mask)
         self.q, self.k, self.v, self.o = spec.q.build(), spec.k.build(), spec.v.build(), spec.o.build()
         self.position = spec.position.build() if spec.position else None
         self.score_bias = spec.score_bias.build() if spec.score_bias else None
@@ -106,7 +107,7 @@ class Attention(Mixer):
     def init_state(self, rows: int, capacity: int) -> KeyValueState:
         if isinstance(self.mask, BothWays):
             raise keeps_no_state("Attention both ways")
-        return KeyValueState.empty(rows, capacity)
+        return KeyValueState.empty(rows, capacity, reach=self.reach)
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         q = self._project(self.q, self.q_norm, x, self.norms_whole[0])  # [b, n, t, d]
@@ -119,15 +120,23 @@ class Attention(Mixer):
             q, k = self.turned_norm(q), self.turned_norm(k)
         rule = Rule(self.scale, self.softcap, self.sinks() if self.sinks is not None else None)
         if isinstance(state, KeyValueState):
-            rows = enumerate(state.rows)
-            y = stack_rows([self._row(i, (q[i], *row.append(k[i], v[i])), context, rule) for i, row in rows])
+            parts = [(q[i], *row.append(k[i], v[i])) for i, row in enumerate(state.rows)]
+            rows = enumerate(zip(parts, state.lengths, strict=True))
+            y = stack_rows([self._row(part, (i, length), context, rule) for i, (part, length) in rows])
         elif by_length and self.position is not None:
             mask = self._mask(context, plain=False)
             assert mask is not None
             y = attend_by_length(self.position, (q, k, v), mask, (context.positions, context.positions), rule)
         else:
-            y = attend(q, k, v, self._mask(context), rule)
+            y = self._whole(q, k, v, context, rule)
         return self.o(from_heads(y)), state
+
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tensor:
+        """A call without a state: q [b, n, t, d]; k, v [b, m, t, d] -> [b, n, t, d]."""
+        near = None
+        if self.reach is not None and pays(self.reach, q.shape[2], k.shape[2]):
+            near = near_of(self.mask, self.reach, context, self.score_bias)
+        return attend(q, k, v, self._mask(context), rule) if near is None else attend_near(q, k, v, near, rule)
 
     def _project(self, projection: Linear, norm: nn.Module | None, x: Tensor, whole: bool) -> Tensor:
         """[b, t, h] -> [b, heads, t, d]."""
@@ -137,25 +146,33 @@ class Attention(Mixer):
         y = y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return norm(y) if norm is not None and not whole else y
 
-    def _row(self, index: int, projected: tuple[Tensor, Tensor, Tensor], context: Context, rule: Rule) -> Tensor:
-        """One row that continues its past: q [n, t, d]; k, v [m, l, d] -> [n, t, d]."""
-        q, k, v = projected
-        time, length = q.shape[1], k.shape[1]
+    def _row(
+        self, projected: tuple[Tensor, Tensor, Tensor], place: tuple[int, int], context: Context, rule: Rule
+    ) -> Tensor:
+        """One row that continues its past: q [n, t, d]; the last keys and values [m, l, d] -> [n, t, d].
+
+        ``place``: which row it is, and how many tokens it has seen, the new ones included.
+        """
+        (q, k, v), (index, length) = projected, place
+        time, held = q.shape[1], k.shape[1]
         by_length = self.position is not None and self.position.by_length is not None
-        plain = self.score_bias is None and not by_length and self.mask.is_plain_causal(length)
-        if (
-            time == 1 and plain and rule.is_plain and isinstance(current(), Sdpa)
-        ):  # nothing to mask: a group's heads are its one key-value head's queries
-            grouped = q.view(self.num_kv_heads, -1, self.head_dim)
+        free = self.score_bias is None and not by_length
+        seen = seen_last(self.mask, length) if free and time == 1 and rule.is_plain else None
+        if seen is not None and isinstance(current(), Sdpa):
+            # nothing to mask: a group's heads are its one key-value head's queries
+            grouped, k, v = q.view(self.num_kv_heads, -1, self.head_dim), k[:, held - seen :], v[:, held - seen :]
             y = F.scaled_dot_product_attention(grouped[None], k[None], v[None], scale=rule.scale)
             return y[0].view(self.num_heads, 1, -1)
-        if time == length and plain:
+        if time == length and free and self.mask.is_plain_causal(length):
             return attend(q[None], k[None], v[None], None, rule)[0]
-        positions = torch.arange(length, device=q.device)[None]
-        queries = positions[:, length - time :]
+        positions = torch.arange(length - held, length, device=q.device)[None]
+        if self.reach is not None and not by_length and pays(self.reach, time, held):
+            near = Near(self.mask, self.reach, positions, bias=self.score_bias, alike=True)
+            return attend_near(q[None], k[None], v[None], near, rule)[0]
+        queries = positions[:, held - time :]
         prefix = context.prefix[index : index + 1] if context.prefix is not None else None
-        allowed = visible_after(self.mask, time, length, prefix=prefix, device=q.device).unsqueeze(1)
-        mask = self._biased(allowed, queries, positions, context)
+        allowed = visible_after(self.mask, positions, time, prefix=prefix).unsqueeze(1)
+        mask = self._biased(allowed, (queries, positions), length, context)
         if by_length and self.position is not None:
             return attend_by_length(self.position, (q[None], k[None], v[None]), mask, (queries, positions), rule)[0]
         return attend(q[None], k[None], v[None], mask, rule)[0]
@@ -169,14 +186,19 @@ class Attention(Mixer):
         if found is None:
             found = visible(self.mask, context)
             context.memo[self.visible_key] = found = found.unsqueeze(1)
-        return self._biased(found, context.positions, context.positions, context)
+        return self._biased(found, (context.positions, context.positions), length, context)
 
-    def _biased(self, visible: Tensor, queries: Tensor, keys: Tensor, context: Context) -> Tensor:
-        """``visible`` [b, 1, t, l] itself, or the bias where visible and -inf elsewhere, [b, n, t, l]."""
+    def _biased(self, visible: Tensor, places: tuple[Tensor, Tensor], length: int, context: Context) -> Tensor:
+        """``visible`` [b, 1, t, l] itself, or the bias where visible and -inf elsewhere, [b, n, t, l].
+
+        ``places``: positions of queries and keys, the last of which is the ``length``-th of its row.
+        """
+        queries, keys = places
         if self.score_bias is None:
             return visible
         # a state's rows are told apart by their lengths, since each counts from 0
-        key = f"{self.bias_key}/{queries.shape[1]}/{keys.shape[1]}/{queries is keys}" if self.bias_key else ""
+        sizes = f"{queries.shape[1]}/{keys.shape[1]}/{length}/{queries is keys}"
+        key = f"{self.bias_key}/{sizes}" if self.bias_key else ""
         found = context.memo.get(key)
         if found is None:
             found = self.score_bias(queries, keys).masked_fill(~visible, -math.inf)

@@ -28,6 +28,7 @@ from almanac.core.state import Context, Mixer, State
 from almanac.nn.attention.heads import from_heads, to_heads
 from almanac.nn.attention.kv import KeyValueState, stack_rows
 from almanac.nn.attention.masks import Causal, Mask, visible, visible_after
+from almanac.nn.attention.near import reach_of
 from almanac.nn.attention.scores import Rule, attend
 from almanac.nn.linear import Linear
 from almanac.nn.low_rank import LowRank
@@ -102,7 +103,7 @@ class LatentAttention(Mixer):
         self.visible_key = f"visible/{spec.mask.digest()}"
 
     def init_state(self, rows: int, capacity: int) -> KeyValueState:
-        return KeyValueState.empty(rows, capacity)
+        return KeyValueState.empty(rows, capacity, reach=reach_of(self.mask))
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         q = to_heads(self.q(x), self.num_heads)
@@ -112,24 +113,23 @@ class LatentAttention(Mixer):
         turned, key = self.position(turned, key, context)
         if isinstance(state, KeyValueState):
             prefixes = context.prefix.split(1) if context.prefix is not None else [None] * len(state.rows)
-            rows = [
-                self._row((straight[i], turned[i]), row.append(latent[i], key[i]), prefixes[i])
-                for i, row in enumerate(state.rows)
-            ]
-            y = stack_rows(rows)
+            past = [row.append(latent[i], key[i]) for i, row in enumerate(state.rows)]
+            places = enumerate(state.lengths)
+            y = stack_rows([self._row((straight[i], turned[i]), past[i], n, prefixes[i]) for i, n in places])
         else:
             y = self.expanded((straight, turned), latent, key, self._mask(context))
         return self.o(from_heads(y)), state
 
-    def _row(self, q: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor], prefix: Tensor | None) -> Tensor:
-        """One row: q [n, t, d] and [n, t, e], past [1, l, r] and [1, l, e] -> [n, t, v]."""
+    def _row(self, q: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor], length: int, prefix: Tensor | None) -> Tensor:
+        """One row of ``length`` tokens: q [n, t, d] and [n, t, e], its last [1, l, r] and [1, l, e] -> [n, t, v]."""
         (straight, turned), (latent, key) = q, past
-        time, length = straight.shape[1], latent.shape[1]
+        time, held = straight.shape[1], latent.shape[1]
         if time == length and self.mask.is_plain_causal(length):
             mask = None
         else:
-            mask = visible_after(self.mask, time, length, prefix=prefix, device=key.device).unsqueeze(1)
-        absorbs = not self.kv_up.chain and self.costs(time, length, absorbed=True) < self.costs(time, length)
+            keys = torch.arange(length - held, length, device=key.device)[None]
+            mask = visible_after(self.mask, keys, time, prefix=prefix).unsqueeze(1)
+        absorbs = not self.kv_up.chain and self.costs(time, held, absorbed=True) < self.costs(time, held)
         attended = self.absorbed if absorbs else self.expanded
         return attended((straight[None], turned[None]), latent[None], key[None], mask)[0]
 

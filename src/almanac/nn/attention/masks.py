@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from almanac.core.errors import RequestError, ShapeError
@@ -110,20 +109,30 @@ def visible(mask: Mask, context: Context) -> Tensor:
     return found
 
 
-def visible_after(mask: Mask, time: int, length: int, *, prefix: Tensor | None = None, device: torch.device) -> Tensor:
-    """What the last ``time`` of ``length`` tokens of one row see, bool [1, time, length]; ``prefix`` int64 [1] or None.
+def visible_after(mask: Mask, keys: Tensor, time: int, *, prefix: Tensor | None = None) -> Tensor:
+    """What the last ``time`` tokens of one row see of its last tokens, at the positions ``keys`` int64 [1, l]: bool
+    [1, time, l]; ``prefix`` int64 [1] or None.
 
     Raises RequestError for a prefix that this call brings a part of.
     """
-    keys = torch.arange(length, device=device)[None]
     if isinstance(mask, PrefixLM) and prefix is not None:
+        length = int(keys[0, -1]) + 1
         first, bound = length - time, int(prefix.max())
         if first < bound and (first > 0 or length < bound):
             raise RequestError(
                 f"Tokens {first} to {length} of a prefix of {bound}, whose tokens see each other",
                 remedy="Give the whole prefix in the first call.",
             )
-    return seen(mask, keys[:, length - time :], keys, prefix)
+    return seen(mask, keys[:, keys.shape[1] - time :], keys, prefix)
+
+
+def seen_last(mask: Mask, length: int) -> int | None:
+    """How many tokens, the last ones, the last of ``length`` sees; None where it is not all of those and no others."""
+    if isinstance(mask, SlidingWindow):
+        return min(mask.size, length)
+    if isinstance(mask, ChunkedAttention):
+        return (length - 1) % mask.size + 1
+    return length if mask.is_plain_causal(length) else None
 
 
 def seen(mask: Mask, queries: Tensor, keys: Tensor, prefix: Tensor | None = None) -> Tensor:

@@ -7,8 +7,8 @@ how a coarse view of an unfinished block looks; here a head of scale s sees
 - the means of the keys and values of the ``window`` complete blocks before it,
 
 which reaches ``window`` · s tokens back for at most ``window`` + s keys. A head of scale 1 is a sliding window of one token
-more. Heads are dealt out to the scales evenly, in order. Decoding with a state touches no more of the past than that; a whole
-text is computed as one masked product.
+more. Heads are dealt out to the scales evenly, in order. Decoding with a state touches no more of the past than that; a long
+text is computed as masked products of `PIECE` queries each, and so is linear in its length.
 
 Deviation: means, not learned pooling, so that scales share all weights and a head's scale can be changed after training.
 
@@ -29,6 +29,8 @@ from almanac.nn.attention.heads import HeadMaps, from_heads, head_maps, require_
 from almanac.nn.attention.kv import KeyValueState, stack_rows
 from almanac.nn.attention.scores import PLAIN, attend
 from almanac.nn.positions.rope import Rope
+
+PIECE = 512  # queries computed together
 
 
 class MultiScaleAttention(Mixer):
@@ -76,9 +78,9 @@ class MultiScaleAttention(Mixer):
             rows = [self._row(q[i : i + 1], *row.append(k[i], v[i]))[0] for i, row in enumerate(state.rows)]
             y = stack_rows(rows)
         else:
-            groups = zip(*(part.chunk(len(self.scales), dim=1) for part in (q, k, v)), strict=True)
-            heads = [self._scaled(*group, scale, context) for group, scale in zip(groups, self.scales, strict=True)]
-            y = torch.cat(heads, dim=1)
+            groups = list(zip(*(part.chunk(len(self.scales), dim=1) for part in (q, k, v)), strict=True))
+            scaled = self._scaled if q.shape[2] <= PIECE or torch.compiler.is_compiling() else self._in_pieces
+            y = torch.cat([scaled(*group, scale, context) for group, scale in zip(groups, self.scales, strict=True)], 1)
         return self.o(from_heads(y)), state
 
     def _scaled(self, q: Tensor, k: Tensor, v: Tensor, scale: int, context: Context) -> Tensor:
@@ -90,9 +92,29 @@ class MultiScaleAttention(Mixer):
             context.memo[key] = mask = _visible(blocks, context, self.window)
         return _attend(q, k, v, blocks, mask)
 
+    def _in_pieces(self, q: Tensor, k: Tensor, v: Tensor, scale: int, context: Context) -> Tensor:
+        """The same for a long text, `PIECE` queries at a time with what their scale sees: linear in the length."""
+        parts, end = [], 0
+        for part in q.split(PIECE, dim=2):
+            start, end = end, end + part.shape[2]
+            # one block more than is seen, for texts that do not begin at a block's place
+            own = slice(max(start // scale - self.window - 1, 0) * scale, end)
+            segments = context.segments[:, own] if context.segments is not None else None
+            near = Context(positions=context.positions[:, own], segments=segments)
+            blocks = blocks_of(near, scale)
+            if segments is None:
+                blocks = Blocks(scale, blocks.ends, blocks.numbers + own.start // scale, blocks.real, blocks.of)
+            mask = _visible(blocks, near, self.window)[:, :, start - end :]
+            parts.append(_attend(part, k[:, :, own], v[:, :, own], blocks, mask))
+        return torch.cat(parts, dim=2)
+
     def _row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One row that continues its past, of which each scale takes no more than it sees: q [1, n, t, d]; k, v [n, l, d]."""
         time, length, share = q.shape[2], k.shape[1], q.shape[1] // len(self.scales)
+        if time > PIECE:
+            ends = range(length - time + PIECE, length, PIECE)
+            seen = zip(q.split(PIECE, dim=2), [*ends, length], strict=True)
+            return torch.cat([self._row(part, k[:, :end], v[:, :end]) for part, end in seen], dim=2)
         heads = []
         for index, scale in enumerate(self.scales):
             first = max((length - time) // scale - self.window, 0) * scale

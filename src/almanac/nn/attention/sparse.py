@@ -25,6 +25,7 @@ from almanac.core.state import Context, Mixer, State
 from almanac.nn.attention.heads import HeadMaps, from_heads, head_maps, require_fixed_turns, require_shared, to_heads
 from almanac.nn.attention.kv import KeyValueState, stack_rows
 from almanac.nn.attention.masks import BothWays, Mask, PrefixLM, visible, visible_after
+from almanac.nn.attention.near import reach_of
 from almanac.nn.attention.scores import Rule, attend
 from almanac.nn.positions.rope import Rope
 
@@ -77,7 +78,7 @@ class SparseAttention(Mixer):
             raise UnsupportedError(
                 "Attention that sees both ways keeps no state", remedy="Give the whole text in one call."
             )
-        return KeyValueState.empty(rows, capacity)
+        return KeyValueState.empty(rows, capacity, reach=reach_of(self.mask))
 
     def compute(self, x: Tensor, context: Context, state: State | None = None) -> tuple[Tensor, State | None]:
         q = to_heads(self.q(x), self.num_heads, self.head_dim)  # [b, n, t, d]
@@ -87,21 +88,22 @@ class SparseAttention(Mixer):
             q, k = self.position(q, k, context)
         if isinstance(state, KeyValueState):
             prefixes = context.prefix.split(1) if context.prefix is not None else [None] * len(state.rows)
-            found = [self._row(q[i], *row.append(k[i], v[i]), prefixes[i]) for i, row in enumerate(state.rows)]
-            y = stack_rows(found)
+            past = [row.append(k[i], v[i]) for i, row in enumerate(state.rows)]
+            y = stack_rows([self._row(q[i], past[i], n, prefixes[i]) for i, n in enumerate(state.lengths)])
         elif torch.compiler.is_compiling():
             y = attend(q, k, v, self._visible(context), self.rule)
         else:
             y = attend_tiles(q, k, v, self._tiles(context), self.rule)
         return self.o(from_heads(y)), state
 
-    def _row(self, q: Tensor, k: Tensor, v: Tensor, prefix: Tensor | None) -> Tensor:
-        """One row that continues its past: q [n, t, d]; k, v [m, l, d] -> [n, t, d]."""
-        time, length = q.shape[1], k.shape[1]
+    def _row(self, q: Tensor, past: tuple[Tensor, Tensor], length: int, prefix: Tensor | None) -> Tensor:
+        """One row, now of ``length`` tokens: q [n, t, d]; the last keys and values [m, l, d] -> [n, t, d]."""
+        (k, v), time = past, q.shape[1]
         if time == length and prefix is None:
             tiles = layout(self.mask, length, self.tile, self.step, q.device)
         else:
-            seen = visible_after(self.mask, time, length, prefix=prefix, device=q.device)
+            keys = torch.arange(length - k.shape[1], length, device=q.device)[None]
+            seen = visible_after(self.mask, keys, time, prefix=prefix)
             tiles = tuple(tiles_of(seen, self.tile, self.step))
         return attend_tiles(q[None], k[None], v[None], tiles, self.rule)[0]
 

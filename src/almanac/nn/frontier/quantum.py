@@ -36,6 +36,7 @@ from almanac.nn.recurrent.learned import Learned
 
 MOST_QUBITS = 10  # 2^10 pairs of numbers for every token and head
 SCORES = Rule(scale=1.0)
+PIECE = 512  # queries whose scores are written out at once
 
 
 class Circuit(Site):
@@ -218,17 +219,31 @@ class QuantumAttention(Mixer):
         if isinstance(state, KeyValueState):
             y = stack_rows([self._row(q[i], *row.append(k[i], v[i])) for i, row in enumerate(state.rows)])
         else:
-            visible = self.mask.allowed(context.positions[:, :, None], context.positions[:, None, :])
-            if context.segments is not None:
-                visible = visible & (context.segments[:, :, None] == context.segments[:, None, :])
-            y = attend(q, k, v, visible.unsqueeze(1), SCORES)
+            size = q.shape[2] if torch.compiler.is_compiling() else PIECE
+            parts, start = [], 0
+            for part in q.split(size, dim=2):
+                end = start + part.shape[2]
+                parts.append(attend(part, k, v, self._visible(context, start, end), SCORES))
+                start = end
+            y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return self.o(y.transpose(1, 2).flatten(2)), state
+
+    def _visible(self, context: Context, start: int, end: int) -> Tensor:
+        """What the tokens from ``start`` to ``end`` see, bool [b, 1, end - start, t]."""
+        visible = self.mask.allowed(context.positions[:, start:end, None], context.positions[:, None, :])
+        if context.segments is not None:
+            visible = visible & (context.segments[:, start:end, None] == context.segments[:, None, :])
+        return visible.unsqueeze(1)
 
     def _row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One row that continues its past: q [m, t, n + 1]; k, v [m, l, ...] -> [m, t, d]."""
         places = torch.arange(k.shape[1], device=q.device)
-        visible = self.mask.allowed(places[k.shape[1] - q.shape[1] :, None], places[None])
-        return attend(q[None], k[None], v[None], visible, SCORES)[0]
+        queries = places[k.shape[1] - q.shape[1] :]
+        parts = zip(q.split(PIECE, dim=1), queries.split(PIECE), strict=True)
+        found = [
+            attend(p[None], k[None], v[None], self.mask.allowed(at[:, None], places), SCORES)[0] for p, at in parts
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 def gaussian(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ A is exact (zero-order hold, equation 4) and B is Euler's ΔB, as in the authors
 a part of its own: `Selective` reads them off u, `Invariant` learns them as constants, which makes the layer a linear
 time-invariant filter and changes nothing else. A `Selective` may normalise r, B and C (Jamba, arXiv 2403.19887, section 3;
 Falcon Mamba, arXiv 2410.05355). We deviate in spacing the steps evenly in log over the channels at the start where the
-authors draw them from the same range, and in allowing a layer without gate.
+authors draw them from the same range, and in allowing a layer without gate. A long text is scanned piece by piece, and the
+states of a piece are not kept for the gradient but computed again (section 3.3.2, where a GPU's kernel does so).
 
 Legend: b batch, t time, h hidden, c inner channels, n states per channel, r rank of the step.
 """
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from almanac.core import spec
 from almanac.core.errors import ShapeError
@@ -36,6 +38,8 @@ from almanac.nn.recurrent.scan import scan, starts
 from almanac.nn.recurrent.shift import require
 from almanac.nn.recurrent.state import RecurrentState
 
+PIECE = 1 << 19  # states written out at once: what a cache holds, so that pieces are also the faster
+SHORTEST = 32  # tokens of a piece
 STEPS = (1e-3, 1e-1)  # section 3.6: where the steps begin
 
 
@@ -194,9 +198,31 @@ def selective_scan(
     Shapes: u, step (Δ > 0) [b, t, c]; decay (A < 0) [c, n]; b, c [b, t, n]; memory (h before) [b, c, n]; begins bool [b, t],
     where the memory is dropped before a token -> y [b, t, c], memory [b, c, n].
     """
+    begins = torch.zeros(()) if begins is None else begins
+    size = u.shape[1]
+    if not torch.compiler.is_compiling():  # which lays out memory itself
+        size = max(SHORTEST, PIECE // memory.numel())
+    if size >= u.shape[1]:
+        return _piece(u, step, decay, b, c, memory, begins)
+    # split and not sliced: the gradient of a slice is as long as the whole
+    pieces = zip(*(item.split(size, dim=1) for item in (u, step, b, c)), strict=True)
+    marks = begins.split(size, dim=1) if begins.dim() else [begins] * -(-u.shape[1] // size)
+    outputs: list[Tensor] = []
+    for (u_, step_, b_, c_), mark in zip(pieces, marks, strict=True):
+        y, memory = checkpoint(  # which without gradients does nothing
+            _piece, u_, step_, decay, b_, c_, memory, mark, use_reentrant=False, preserve_rng_state=False
+        )
+        outputs.append(y)
+    return torch.cat(outputs, dim=1), memory
+
+
+def _piece(
+    u: Tensor, step: Tensor, decay: Tensor, b: Tensor, c: Tensor, memory: Tensor, begins: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan` with all states written out; ``begins`` of no dimension: nowhere."""
     step, u, b, c = (item.transpose(0, 1) for item in (step, u, b, c))  # time first
     kept = torch.exp(step.unsqueeze(-1) * decay)  # [t, b, c, n]
-    if begins is not None:
+    if begins.dim():
         kept = kept.masked_fill(begins.t()[:, :, None, None], 0.0)
     inflow = (step * u).unsqueeze(-1) * b.unsqueeze(2)
     states = scan(kept, inflow, memory.to(kept.dtype))

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from almanac.core import spec
 from almanac.core.errors import ShapeError
@@ -33,6 +34,8 @@ from almanac.nn.recurrent.mamba import log_spaced, wide
 from almanac.nn.recurrent.s4d import long_convolution
 from almanac.nn.recurrent.scan import starts
 from almanac.nn.recurrent.state import RecurrentState
+
+PIECE = 1 << 19  # quotients of the Cauchy kernels written out at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,17 +202,30 @@ def kernel(system: System, length: int) -> Tensor:
     ended = system.c - power_from_left(system, length)  # C (I - Ā^L)
     angle = -2 * math.pi / length * torch.arange(length // 2 + 1, device=system.step.device, dtype=system.step.dtype)
     root = torch.polar(torch.ones_like(angle), angle)  # ω
-    nodes = (2 / system.step)[:, None, None] * (1 - root)[None, :, None], (1 + root)[None, :, None]
-
-    def cauchy(x: Tensor, y: Tensor) -> Tensor:
-        """sum over all states of x y / ((2/Δ)(1 - ω) - λ (1 + ω)): the paper's kernel over (1 + ω); [h, L/2 + 1]."""
-        product, eigenvalue = (x * y).unsqueeze(1), system.a.unsqueeze(1)
-        pair = product / (nodes[0] - nodes[1] * eigenvalue) + product.conj() / (nodes[0] - nodes[1] * eigenvalue.conj())
-        return pair.sum(-1)
-
     q, p, lift = system.p.conj(), system.p, 1 + root
-    spectrum = cauchy(ended, system.b) - lift * cauchy(ended, p) * cauchy(q, system.b) / (1 + lift * cauchy(q, p))
+    products = torch.stack([ended * system.b, ended * p, q * system.b, q * p], dim=1)  # [h, 4, n]
+    size = root.shape[0] if torch.compiler.is_compiling() else max(1, PIECE // system.a.numel())
+    sums = [_of_piece(products, system.a, 2 / system.step, part) for part in root.split(size)]
+    out_in, out_p, p_in, p_p = torch.cat(sums, dim=-1).unbind(1)
+    spectrum = out_in - lift * out_p * p_in / (1 + lift * p_p)
     return torch.fft.irfft(2 * spectrum, n=length)
+
+
+def _of_piece(products: Tensor, a: Tensor, rate: Tensor, root: Tensor) -> Tensor:
+    """`cauchy`, whose quotients are not kept for the gradient but computed again."""
+    if torch.compiler.is_compiling():
+        return cauchy(products, a, rate, root)
+    return checkpoint(cauchy, products, a, rate, root, use_reentrant=False, preserve_rng_state=False)
+
+
+def cauchy(products: Tensor, a: Tensor, rate: Tensor, root: Tensor) -> Tensor:
+    """sum over all states of x y / ((2/Δ)(1 - ω) - λ (1 + ω)): the paper's kernel over (1 + ω).
+
+    Shapes: products x y complex [h, 4, n], a (λ) complex [h, n], rate (2/Δ) [h], root (ω) complex [f] -> [h, 4, f].
+    """
+    near, far = rate[:, None, None] * (1 - root), 1 + root
+    first, second = 1 / (near - a.unsqueeze(-1) * far), 1 / (near - a.conj().unsqueeze(-1) * far)  # [h, n, f]
+    return products @ first + products.conj() @ second
 
 
 def power_from_left(system: System, length: int) -> Tensor:

@@ -86,9 +86,20 @@ def discretise(step: Tensor, log_damping: Tensor, frequency: Tensor) -> tuple[Te
 
 
 def kernel(log_kept: Tensor, weight: Tensor, time: int) -> Tensor:
-    """K_l = 2 Re(sum_n weight_n exp(l ΔA_n)) for l < time; log_kept, weight complex [h, n] -> [h, time]."""
-    places = torch.arange(time, device=log_kept.device, dtype=log_kept.real.dtype)
-    return 2 * torch.einsum("hn,hnl->hl", weight, torch.exp(log_kept.unsqueeze(-1) * places)).real
+    """K_l = 2 Re(sum_n weight_n exp(l ΔA_n)) for l < time; log_kept complex [h, n], weight [..., h, n] -> [..., h, time]."""
+    far, near = _powers(log_kept, time)
+    return 2 * ((weight.unsqueeze(-2) * far) @ near.transpose(-1, -2)).real.flatten(-2)[..., :time]
+
+
+def _powers(log_kept: Tensor, time: int) -> tuple[Tensor, Tensor]:
+    """exp(j p ΔA) [h, j, n] and exp(i ΔA) [h, p, n], whose products are all powers below ``time`` at least: l = j p + i.
+
+    O(sqrt(time)) numbers a channel, where all powers written out would be as many as the states of the whole text.
+    """
+    size = math.isqrt(time - 1) + 1
+    near = torch.arange(size, device=log_kept.device, dtype=log_kept.real.dtype).unsqueeze(-1)
+    far = size * near[: -(-time // size)]
+    return torch.exp(log_kept.unsqueeze(-2) * far), torch.exp(log_kept.unsqueeze(-2) * near)
 
 
 def convolve(
@@ -102,11 +113,12 @@ def convolve(
     y = long_convolution(u, kernel(log_kept, inward * outward, time))
     if memory is None:
         return y, None
-    since = torch.arange(time + 1, device=u.device, dtype=u.dtype)
-    faded = torch.exp(log_kept.unsqueeze(-1) * since)  # [h, n, t + 1]
-    y = y + 2 * torch.einsum("bhn,hn,hnt->bth", memory, outward, faded[..., 1:]).real
-    arrived = torch.einsum("bth,hnt->bhn", u.to(faded.dtype), faded[..., :-1].flip(-1)) * inward
-    return y, memory * faded[..., -1] + arrived
+    kept = torch.exp(log_kept)
+    y = y + kernel(log_kept, memory * outward * kept, time).transpose(1, 2)
+    far, near = _powers(log_kept, time)
+    back = F.pad(u.transpose(1, 2).flip(-1), (0, far.shape[1] * near.shape[1] - time))  # the last token first
+    sums = back.unflatten(-1, (far.shape[1], -1)).to(near.dtype) @ near  # [b, h, j, n]
+    return y, memory * torch.exp(log_kept * time) + (sums * far).sum(-2) * inward
 
 
 def long_convolution(u: Tensor, response: Tensor) -> Tensor:

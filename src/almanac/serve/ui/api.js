@@ -81,6 +81,10 @@ export const assistant = () => call("GET", "v1/assistant");
 export const documents = async () => (await call("GET", "v1/documents")).data;
 export const document_ = (path) => call("GET", documentAddress(path));
 export const removeDocument = (path) => call("DELETE", documentAddress(path));
+export const trainingRuns = () => call("GET", "v1/runs");
+/** A run and what was added to its curves since the answer of that version; an empty one asks for all. */
+export const trainingRun = (name, version) =>
+  call("GET", `v1/runs/${name.split("/").map(encodeURIComponent).join("/")}?version=${encodeURIComponent(version)}`);
 export const ticket = async () => (await call("POST", "v1/tickets", { json: {} })).ticket;
 
 /** Asks; yields events of type passages, draft and at last answer. Throws ApiError, also when the stream breaks off. */

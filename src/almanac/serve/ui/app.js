@@ -1,13 +1,13 @@
 // The page: its views, its keys, its theme. Everything else is in the file named after it.
 
 import { About } from "./about.js";
+import { themeButton } from "./appearance.js";
 import { Chat } from "./chat.js";
 import { Documents } from "./documents.js";
-import { byId, el, icon } from "./dom.js";
+import { byId } from "./dom.js";
 import { Reader } from "./reader.js";
 
 const VIEWS = ["ask", "documents", "about"];
-const THEME = "almanac.theme";
 
 const reader = new Reader();
 const chat = new Chat(reader);
@@ -42,39 +42,12 @@ async function refresh() {
     const [facts, entries] = await Promise.all([about.load(), documents.load()]);
     byId("name").textContent = facts.name;
     document.title = `${facts.name} · Almanac`;
+    byId("runs-link").hidden = !facts.has_runs;
     chat.welcome(facts, entries);
     tell("");
   } catch (error) {
     tell(error.message);
   }
-}
-
-function darkNow() {
-  const kept = document.documentElement.dataset.theme;
-  return kept ? kept === "dark" : window.matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
-function themeButton() {
-  const words = el("span", { class: "unseen" }, "Dark theme");
-  const made = el("button", { type: "button", class: "button square", id: "theme", title: "Light or dark" }, words);
-  const draw = () => {
-    made.querySelector("svg")?.remove();
-    made.prepend(icon(darkNow() ? "sun" : "moon"));
-    made.setAttribute("aria-pressed", String(darkNow()));
-  };
-  made.addEventListener("click", () => {
-    const next = darkNow() ? "light" : "dark";
-    document.documentElement.dataset.theme = next;
-    try {
-      localStorage.setItem(THEME, next);
-    } catch (error) {
-      console.info("The theme lasts until this page is closed:", error.name);
-    }
-    draw();
-  });
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  draw();
-  return made;
 }
 
 function keys(event) {

@@ -38,6 +38,17 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** A shape of a drawing; the same refusals as for an element. */
+export function shape(tag, attributes = {}, ...children) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (REFUSED.test(name)) throw new TypeError(`attribute ${name} is not set from here`);
+    made.setAttribute(name, String(value));
+  }
+  made.append(...children);
+  return made;
+}
+
 /** One of the icons above, hidden from assistive technology: its button carries the words. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");

@@ -1,0 +1,1 @@
+"""Where texts come from, as streams of `document` and `Fault`: `plain`, `jsonl`, `parquet`, `warc`."""
