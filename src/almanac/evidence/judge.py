@@ -97,9 +97,11 @@ def _worst(verdicts: Sequence[Verdict]) -> Verdict:
 def _figures(card: Card, found: Sequence[Outcome]) -> dict[str, list[float]]:
     """metric -> one value per unit."""
     per_item = card.unit == ITEM
+    # a figure that a run has no item for, such as citations where none was given, is none of the arm's
+    shared = [name for name in found[0].metrics if all(name in outcome.metrics for outcome in found)]
     if per_item:
-        return {name: [value for outcome in found for value in outcome.items[name]] for name in found[0].items}
-    return {name: [outcome.metrics[name] for outcome in found] for name in found[0].metrics}
+        return {name: [value for outcome in found for value in outcome.items[name]] for name in shared}
+    return {name: [outcome.metrics[name] for outcome in found] for name in shared}
 
 
 def _gate_mean(gate: Gate, outcomes: Outcomes) -> float:

@@ -28,6 +28,7 @@ from almanac.nn.positions.score_bias import ScoreBias
 
 AT_ONCE = 1 << 25  # scores of one call: 128 MB where a rule writes them out in float32
 SHORTEST, LONGEST = 16, 512  # tiles
+LEAST = 128  # keys; a mask of all pairs of fewer costs next to nothing
 BEFORE, AFTER = -2, -3  # segments of what is laid before the first key and after the last; padding of a text is -1
 
 
@@ -61,15 +62,16 @@ def pays(reach: int | None, time: int, length: int) -> bool:
     """Whether tiles compute less than ``time`` queries with all of ``length`` keys, under the backend in use."""
     if reach is None or time == 1 or not isinstance(current(), Sdpa):
         return False
-    return 2 * length > 3 * (reach + tile_of(reach))  # shorter texts lose more by the copying than they gain
+    # shorter texts lose more by the copying than they gain
+    return length >= LEAST and 2 * length > 3 * (reach + tile_of(reach))
 
 
 def near_of(mask: Mask, reach: int, context: Context, bias: ScoreBias | None = None) -> Near | None:
     """For a call without a state; None where a text's positions do not grow from place to place.
 
-    While ``torch.compile`` traces, whose graphs cannot ask, they are taken to grow.
+    While ``torch.compile`` traces, whose graphs cannot ask, and without numbers they are taken to grow.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or context.positions.is_meta:
         return Near(mask, reach, context.positions, context.segments, bias)
     found: tuple[bool, bool] | None = context.memo.get("positions grow")
     if found is None:
