@@ -75,8 +75,8 @@ CARD = Card(
         "logits decoded with the state are those of one pass over the whole text"
     ),
     scope=(
-        "seconds; what is lost by forgetting; trained models; a sliding window, whose state is bounded as well and of another "
-        "size at the beginning of a text"
+        "seconds; what is lost by forgetting; trained models; a sliding window, whose state is bounded as well and of "
+        "another size at the beginning of a text"
     ),
     tier="exact",
     arms=(
