@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from collections.abc import Callable
@@ -121,3 +122,27 @@ def test_minutes_choose_the_steps_once(almanac: Callable[..., Any], text: Path, 
     assert {event["note"] for event in events[:-1]} == {"done before"}
     both = almanac("pretrain", text, "--output", out, *given, "--steps", "3")
     assert both.code == 2 and "--minutes" in both.err
+
+
+def test_a_run_can_be_watched(almanac: Callable[..., Any], text: Path, tmp_path: Path) -> None:
+    """Its standing and memory lie in the run folder, for `almanac run` and the page of runs."""
+    out = tmp_path / "out"
+    assert almanac("pretrain", text, "--output", out, *SMALL).code == 0
+    lines = [json.loads(line) for line in (out / ".pretrain/run/memory.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3] and all(line["bytes"] > 1 << 20 for line in lines)
+    (told,) = json.loads(almanac("run", "list", out, "--json").out)["runs"]
+    assert (told["state"], told["step"], told["steps"]) == ("finished", 3, 3)
+
+
+def test_a_run_is_told_to_a_tracker(almanac: Callable[..., Any], text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = almanac("pretrain", text, "--output", out, *SMALL, "--track", "tensorboard")
+    if importlib.util.find_spec("tensorboard") is None:
+        assert result.code != 0 and "almanac-lm[track]" in result.err
+        return
+    assert result.code == 0, result.err
+    event_file = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    (folder,) = (out / ".pretrain/run/tensorboard").iterdir()
+    found = event_file.EventAccumulator(str(folder)).Reload()
+    assert [item.step for item in found.Scalars("train/loss")] == [1, 2, 3]
+    assert [item.step for item in found.Scalars("held_out/loss")] == [0, 3]

@@ -62,8 +62,7 @@ def test_values_and_gradients_are_torchs(rows: tuple[int, ...], calls: list[torc
     assert len(calls) == 3  # the product and both of its gradients
 
 
-@pytest.mark.usefixtures("calls")
-def test_layouts_that_are_not_contiguous() -> None:
+def test_layouts_that_are_not_contiguous(calls: list[torch.Size]) -> None:
     x, weight, bias = given()
     turned = (
         x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_(),
@@ -74,6 +73,7 @@ def test_layouts_that_are_not_contiguous() -> None:
     wider = torch.randn(3, 20, 96)[..., ::2].requires_grad_()
     require_equal((wider, weight, bias), torch.randn(20, 3, 32).transpose(0, 1))
     require_equal((x.detach()[:1].expand(3, 20, 48).requires_grad_(), weight, bias), torch.randn(3, 20, 32))
+    assert len(calls) == 9  # all three layouts went to oneDNN, forward and backward
 
 
 def test_only_the_gradients_that_are_asked_for_are_computed_and_kept(calls: list[torch.Size]) -> None:

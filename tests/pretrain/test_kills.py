@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from almanac.pretrain.run import RUN, WATCHED, WORK
+from almanac.pretrain.run import RUN, WORK
+from almanac.train.events.tracker import MEASURED
 
 KILLS = round(20 * float(os.environ.get("ALMANAC_KILLS", "1")))
 """20 on every commit; ALMANAC_KILLS=10 for the nightly 200."""
@@ -62,7 +63,7 @@ def fingerprint(folder: Path) -> dict[str, bytes | str]:
     log = json.dumps([{key: value for key, value in line.items() if key != "seconds"} for line in lines])
     files = {
         name: (folder / name).read_bytes()
-        for name in ("model/model.safetensors", "tokenizer/tokenizer.json", f"{WORK}/{WATCHED}")
+        for name in ("model/model.safetensors", "tokenizer/tokenizer.json", f"{WORK}/{MEASURED}")
     }
     tensors = (last / "tensors.safetensors").read_bytes()
     return files | {"tensors": tensors, "facts": (last / "facts.json").read_bytes(), "log": log}

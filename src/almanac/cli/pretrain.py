@@ -41,6 +41,7 @@ class Pretraining:
         precision: The numbers that products are computed in; weights are float32 either way.
         average: An average of the weights along the run, which is what is measured and saved: ema or lawa.
         recompute: Blocks compute again in backward instead of keeping what they computed: less memory, a third more time.
+        track: A viewer that is told of the run too, without a network; needs the extra track.
         seed: Of the weights and of the order of the text.
     """
 
@@ -57,12 +58,14 @@ class Pretraining:
     precision: Literal["float32", "bfloat16", "float16"] | None = None
     average: Literal["ema", "lawa"] | None = None
     recompute: Annotated[bool, Parameter(negative=())] = False
+    track: Literal["tensorboard", "trackio", "wandb"] | None = None
     seed: int = 0
 
     def settings(self) -> PretrainSettings:
         """As a run wants them."""
         from almanac.pretrain import chosen
         from almanac.pretrain.settings import PretrainSettings
+        from almanac.train.events.tracker import named
 
         usual = PretrainSettings()
         if self.minutes is not None and self.steps is not None:
@@ -70,6 +73,7 @@ class Pretraining:
         own = {
             "vocab_size": self.vocab_size, "time": self.time, "held_out": self.held_out, "minutes": self.minutes,
             "average": chosen.average(self.average, every=max(1, (self.steps or usual.train.steps or 1) // 50)),
+            "tracker": None if self.track is None else named(self.track),
         }  # fmt: skip
         training = {
             "steps": self.steps, "learning_rate": self.learning_rate, "seed": self.seed,

@@ -39,13 +39,16 @@ from almanac.tokenizers.train.corpus import Corpus
 from almanac.tokenizers.train.run import train as train_tokenizer
 from almanac.train.averaging.average import Averaging, adopt, averaged
 from almanac.train.events.event import Listener
+from almanac.train.events.memory import MEMORY, MemoryLog
 from almanac.train.events.progress import Progress
+from almanac.train.events.standing import Standing
+from almanac.train.events.tracker import MEASURED
 from almanac.train.loop import train
 from almanac.train.run_folder import read_run
-from almanac.verify.forecast import Forecaster, forecast_memory
+from almanac.verify.forecast import Forecaster, forecast_memory, resident_bytes
 from almanac.verify.preflight import preflight
 
-WORK, TOKENIZER, TOKENS, RUN, WATCHED, MODEL = ".pretrain", "tokenizer", "tokens", "run", "measured.jsonl", "model"
+WORK, TOKENIZER, TOKENS, RUN, MODEL = ".pretrain", "tokenizer", "tokens", "run", "model"
 SAMPLED = 0.8  # temperature of the samples
 MOST_WORDS = 1 << 20  # different words of the corpus that are remembered, to tell which of a sample's are among them
 
@@ -192,7 +195,7 @@ class _Pretraining:
         sample = batch_of(learned, [0] * settings.micro_rows, settings.time)
         memory = forecast_memory(network, sample, settings=chosen)
         watch = Watch(
-            self.work / WATCHED,
+            self.work / MEASURED,
             lambda step: self._measured(lm, held, tokens, step, average),
             every=settings.evaluate_every,
         )
@@ -201,6 +204,11 @@ class _Pretraining:
             Forecaster(memory),
             Progress(lambda reading: progress.tell(reading.step, reading.steps, str(reading))),
             watch,
+            Standing(),
+            MemoryLog(self.work / RUN / MEMORY, resident_bytes),
+            *(
+                [] if settings.tracker is None else [settings.tracker.build(self.work / RUN)]
+            ),  # it reads what was measured
         ]
         outcome = train(network, batches, settings=chosen, listeners=listeners, run_folder=self.work / RUN, stop=stop)
         if not outcome.finished:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from almanac.core.value import Value
 from almanac.train.averaging.average import AverageRule
+from almanac.train.events.tracker import Tracker
 from almanac.train.optimizers.adamw import AdamW
 from almanac.train.schedules.cosine import Cosine
 from almanac.train.settings import TrainSettings
@@ -24,6 +25,7 @@ class PretrainSettings(Value):
     - ``sample_tokens``: length of the samples that show how the model writes
     - ``average``: of the weights along the run; where there is one, it is what is measured, sampled and saved
     - ``minutes``: that training should take; its steps are then chosen by timing a few, once, and ``train.steps`` is not used
+    - ``tracker``: a viewer that is told of the run as well
     - ``train``: rate, schedule, optimizer, precision; its ``step_tokens`` and ``micro_tokens`` hold whole windows
     """
 
@@ -35,6 +37,7 @@ class PretrainSettings(Value):
     sample_tokens: int = 80
     average: AverageRule | None = None
     minutes: float | None = None
+    tracker: Tracker | None = None
     train: TrainSettings = TrainSettings(
         learning_rate=2e-3,
         warmup=0.05,

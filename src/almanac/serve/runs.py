@@ -16,10 +16,10 @@ from almanac.serve.limits import MAX_NAME_CHARACTERS
 from almanac.serve.pages import file_reply
 from almanac.serve.presence import VISIT
 from almanac.serve.run_board import RunBoard
+from almanac.train.events.found_runs import State
 
 router = APIRouter()
 T = TypeVar("T")
-State = Literal["running", "finished", "stopped"]
 
 
 class RunEntry(BaseModel):
