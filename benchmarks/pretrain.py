@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("10m", "small"), default="10m")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="of a turn; with --quality, of the run")
+    parser.add_argument("--steps", type=int, help="of a turn (4); with --quality, of the run (200)")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--quality", action="store_true")
     parser.add_argument("--nanogpt", action="store_true")
@@ -265,6 +265,7 @@ def main() -> None:
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.steps = options.steps or (200 if options.quality else 4)
     if options.child:
         child(options)
         return

@@ -115,14 +115,14 @@ def windows(text: Text, shape: Shape, steps: int, seed: int) -> Any:
 
 def train_almanac(shape: Shape, text: Text, steps: int, seed: int, gate: Callable[[], StepOver]) -> Given:
     """`train()`."""
-    from almanac.core.technique import initialise
     from almanac.models.family import Fields, family_for
+    from almanac.pretrain.initial import initial
     from almanac.train.events.event import Event, StepDone
     from almanac.train.loop import train
     from almanac.train.optimizers.adamw import AdamW
     from almanac.train.settings import TrainSettings
 
-    network: Any = initialise(family_for("gpt2").read(Fields(shape.config)).build(), seed=seed)
+    network: Any = initial(family_for("gpt2").read(Fields(shape.config)).build(), seed=seed)
     settings = TrainSettings(
         learning_rate=RATE, warmup=WARM_UP, seed=seed,
         optimizer=AdamW(beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY),

@@ -18,7 +18,8 @@ from almanac.models.family import Fields, family_for
 from almanac.nn.stack import Decoder
 from almanac.pretrain.corpus import stores
 from almanac.pretrain.measure import bits_per_byte, held_out_loss, known_share, words_of
-from almanac.pretrain.run import TOKENS, WORK, default_spec, pretrain
+from almanac.pretrain.objectives.next_token import default_spec
+from almanac.pretrain.run import TOKENS, WORK, pretrain
 from almanac.pretrain.settings import PretrainSettings
 from almanac.tokenizers.train.byte_bpe import ByteBpe
 from almanac.tokenizers.train.run import train as train_tokenizer

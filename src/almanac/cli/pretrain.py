@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,10 +17,14 @@ from almanac.cli.progress import reporting
 from almanac.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from almanac.nn.stack import Decoder
+    from almanac.core.spec import Spec
     from almanac.pretrain.settings import PretrainSettings
     from almanac.tokenizers.tokenizer import Tokenizer
 
+ObjectiveName = Literal[
+    "next-token", "multi-token", "fill-in-the-middle", "masked", "whole-word", "replaced-token", "span-corruption",
+    "denoising", "mixture-of-denoisers",
+]  # fmt: skip
 Count = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
 
 
@@ -28,7 +34,10 @@ class Pretraining:
     """What is trained, and how long.
 
     Args:
-        spec: The model: a config.json or spec as JSON, or a model whose shape is to be had; by default a small Llama.
+        objective: What is to be learned. Decoders learn next tokens, encoders masked or replaced ones, encoder-decoders what
+            is missing.
+        spec: The model: a config.json or spec as JSON, or a model whose shape is to be had; by default a small one that the
+            objective is for.
         tokenizer: A folder with a tokenizer.json; by default byte-level BPE is trained on the text.
         vocab_size: Tokens of the tokenizer that is trained.
         steps: Training steps.
@@ -42,9 +51,12 @@ class Pretraining:
         average: An average of the weights along the run, which is what is measured and saved: ema or lawa.
         recompute: Blocks compute again in backward instead of keeping what they computed: less memory, a third more time.
         track: A viewer that is told of the run too, without a network; needs the extra track.
+        patience: Measurements in a row without a lower loss, after which the run ends; the best weights are then kept.
+        mesh: Processes along each axis, as data=2,tensor=2; start as many with torchrun.
         seed: Of the weights and of the order of the text.
     """
 
+    objective: ObjectiveName | None = None
     spec: str | None = None
     tokenizer: Path | None = None
     vocab_size: Count = None
@@ -59,6 +71,8 @@ class Pretraining:
     average: Literal["ema", "lawa"] | None = None
     recompute: Annotated[bool, Parameter(negative=())] = False
     track: Literal["tensorboard", "trackio", "wandb"] | None = None
+    patience: Count = None
+    mesh: str | None = None
     seed: int = 0
 
     def settings(self) -> PretrainSettings:
@@ -73,27 +87,23 @@ class Pretraining:
         own = {
             "vocab_size": self.vocab_size, "time": self.time, "held_out": self.held_out, "minutes": self.minutes,
             "average": chosen.average(self.average, every=max(1, (self.steps or usual.train.steps or 1) // 50)),
+            "objective": chosen.objective(self.objective), "patience": self.patience,
             "tracker": None if self.track is None else named(self.track),
         }  # fmt: skip
         training = {
             "steps": self.steps, "learning_rate": self.learning_rate, "seed": self.seed,
             "optimizer": chosen.optimizer(self.optimizer), "schedule": chosen.schedule(self.schedule),
             "precision": chosen.precision(self.precision), "activations": chosen.activations(self.recompute),
+            "mesh": chosen.mesh(self.mesh),
         }  # fmt: skip
         train = usual.train.with_(**{name: value for name, value in training.items() if value is not None})
         return usual.with_(train=train, **{name: value for name, value in own.items() if value is not None})
 
-    def shape(self) -> Decoder.Spec | None:
-        """The spec that is named. Raises RequestError for one that is no decoder."""
-        from almanac.nn.stack import Decoder
+    def shape(self) -> Spec | None:
+        """The spec that is named."""
         from almanac.verify.spec_source import named
 
-        if self.spec is None:
-            return None
-        found = named(self.spec).spec
-        if not isinstance(found, Decoder.Spec):
-            raise RequestError(f"{self.spec} is no decoder", remedy="Only decoders are pre-trained yet.")
-        return found
+        return None if self.spec is None else named(self.spec).spec
 
     def words(self) -> Tokenizer | None:
         """The tokenizer that is named."""
@@ -117,6 +127,8 @@ def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json:
     almanac pretrain books/ --output my-model --steps 5000 --vocab-size 8000
     almanac pretrain books/ --output my-model --minutes 60 --optimizer muon --average ema
     almanac pretrain books/ --output my-mamba --spec mamba.json --tokenizer my-tokenizer
+    almanac pretrain books/ --output my-encoder --objective masked
+    torchrun --nproc-per-node 2 -m almanac pretrain books/ --output my-model --mesh data=2
     ```
 
     Args:
@@ -129,7 +141,8 @@ def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json:
     from almanac.pretrain.report import figures
     from almanac.pretrain.run import pretrain as trained
 
-    with resumable(), reporting(in_json=json) as report:
+    is_first = pretraining.mesh is None or os.environ.get("RANK", "0") == "0"
+    with resumable(), reporting(in_json=json) if is_first else nullcontext(lambda event: None) as report:
         trained(
             texts,
             output,
@@ -138,6 +151,8 @@ def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json:
             settings=pretraining.settings(),
             report=report,
         )
+    if not is_first:
+        return 0
     facts = read_json(output / "pretraining.json")
     assert isinstance(facts, dict)
     shown = figures(facts)
@@ -147,6 +162,15 @@ def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json:
     table(("figure", "value"), shown)
     line()
     line(f"{output / 'model'} is ready. What it is: {output / 'card.md'}; with curves: {output / 'report.html'}. Try:")
-    line(f'  almanac generate {output / "model"} "..."')
-    line(f"  almanac export {output / 'model'} model.gguf --format gguf")
+    for command in _next_steps(facts["spec"]["kind"], output / "model"):
+        line(f"  {command}")
     return 0
+
+
+def _next_steps(kind: str, model: Path) -> list[str]:
+    """What can be done with a model of that kind."""
+    if kind == "nn.task_model.TaskModel":
+        return [f"almanac index add --encoder {model} ..."]
+    if kind == "nn.encoder_decoder.EncoderDecoder":
+        return [f'almanac generate {model} "..."']
+    return [f'almanac generate {model} "..."', f"almanac export {model} model.gguf --format gguf"]

@@ -46,7 +46,7 @@ class Stages:
 
     def run(self, name: str, settings: Mapping[str, Any], work: Callable[[StageReport], Summary]) -> Summary:
         """The summary of the stage, from the ledger or from running ``work``; a summary is JSON."""
-        self.key = hashlib.sha256(canonical_json([name, self.key, dict(settings)])).hexdigest()
+        self.key = self._key(name, settings)
         known = self._done.get(name)
         if known is not None and known["key"] == self.key:
             self.report(StageEvent(name, 1, 1, "done before", 0.0))
@@ -57,6 +57,14 @@ class Stages:
         write_json(self.folder / LEDGER, self._done)
         progress.tell(1, 1, "done")
         return summary
+
+    def knows(self, name: str, settings: Mapping[str, Any]) -> bool:
+        """Whether the stage, if it came next, would not run again."""
+        known = self._done.get(name)
+        return known is not None and known["key"] == self._key(name, settings)
+
+    def _key(self, name: str, settings: Mapping[str, Any]) -> str:
+        return hashlib.sha256(canonical_json([name, self.key, dict(settings)])).hexdigest()
 
     @property
     def seconds(self) -> dict[str, float]:

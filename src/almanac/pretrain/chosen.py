@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from almanac.core.errors import RequestError
+from almanac.files.quoting import quoted
+from almanac.pretrain.objectives.denoising import Denoising
+from almanac.pretrain.objectives.fill_in_the_middle import FillInTheMiddle
+from almanac.pretrain.objectives.masked import Masked
+from almanac.pretrain.objectives.mixture_of_denoisers import MixtureOfDenoisers
+from almanac.pretrain.objectives.multi_token import MultiToken
+from almanac.pretrain.objectives.next_token import NextToken
+from almanac.pretrain.objectives.objective import Objective
+from almanac.pretrain.objectives.replaced_token import ReplacedToken
+from almanac.pretrain.objectives.span_corruption import SpanCorruption
 from almanac.train.activation_checkpointing import ActivationCheckpointing
 from almanac.train.averaging.average import AverageRule
 from almanac.train.averaging.ema import Ema
@@ -12,6 +23,7 @@ from almanac.train.optimizers.adamw_8bit import AdamW8bit
 from almanac.train.optimizers.lion import Lion
 from almanac.train.optimizers.muon import Muon
 from almanac.train.optimizers.optimizer import Optimizer
+from almanac.train.parallel.mesh import AXES, Mesh
 from almanac.train.precision import BFloat16, Float16, Full, Precision
 from almanac.train.schedules.cosine import Cosine
 from almanac.train.schedules.cosine_restarts import CosineRestarts
@@ -36,6 +48,39 @@ SCHEDULES: dict[str, Schedule] = {
 }
 PRECISIONS: dict[str, Precision] = {"float32": Full(), "bfloat16": BFloat16(), "float16": Float16()}
 EMA_DECAY = 0.99  # spans a hundred steps, a tenth of a usual run
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "next-token": NextToken(),
+    "multi-token": MultiToken(),
+    "fill-in-the-middle": FillInTheMiddle(),
+    "masked": Masked(),
+    "whole-word": Masked(whole_words=True),
+    "replaced-token": ReplacedToken(),
+    "span-corruption": SpanCorruption(),
+    "denoising": Denoising(),
+    "mixture-of-denoisers": MixtureOfDenoisers(),
+}
+
+
+def objective(name: str | None) -> Objective | None:
+    """The objective of that name; None for None, next tokens."""
+    return None if name is None else OBJECTIVES[name]
+
+
+def mesh(text: str | None) -> Mesh | None:
+    """The mesh of ``data=2,shard=2``. Raises RequestError for what is none, UnsupportedError for axes that do not go."""
+    if text is None:
+        return None
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.strip().partition("=")
+        if axis not in AXES or axis in sizes or not size.isascii() or not size.isdigit():
+            raise RequestError(
+                f"{quoted(text)} is no mesh", remedy=f"Say it as data=2,tensor=2; the axes are {', '.join(AXES)}."
+            )
+        sizes[axis] = int(size)
+    return Mesh(**sizes)
 
 
 def optimizer(name: str | None) -> Optimizer | None:

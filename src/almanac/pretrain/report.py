@@ -12,9 +12,18 @@ from almanac.files.html_page import page, section, table
 from almanac.files.store import write_atomic
 
 SHOWN = 12  # samples in the gallery
-LIMITS = (
+CURVES = (
+    ("Loss on held-out text, nats a target", "loss", "loss"),
+    ("Bits a byte", "bits_per_byte", "bits a byte"),
+    ("Share of targets that were the likeliest", "accuracy", "share"),
+    ("Share of sampled words that the corpus has", "known_words", "share"),
+)
+WRITES = (
     "It continues text in the manner of its corpus. It knows nothing else, follows no instruction and may repeat what it "
-    "read word for word.",
+    "read word for word."
+)
+OTHERS = "It was trained for its objective alone and follows no instruction. What else it is good for was not measured."
+LIMITS = (
     "Personal data, errors and prejudices of the corpus are in the model; nothing was filtered but exact copies.",
     "Its loss is on held-out text of the same corpus and says nothing of other text.",
 )
@@ -28,7 +37,7 @@ def write(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is told first, on the page and on the card."""
-    tokens, train, last = facts["tokens"], facts["train"], facts["train"]["measured"][-1]
+    tokens, train, kept = facts["tokens"], facts["train"], kept_of(facts)
     corpus, resources = tokens["corpus"], train["resources"] or {}
     energy = resources.get("energy", {})
     return [
@@ -41,48 +50,73 @@ def figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("tokens held out", f"{tokens['held-out']['tokens']:,}"),
         ("vocabulary", f"{facts['tokenizer']['vocab_size']:,}"),
         ("parameters", f"{train['parameters']:,}"),
-        ("steps", f"{train['steps']:,} ({train['skipped']:,} skipped)"),
-        ("loss on held-out text", f"{last['loss']:.3f} nats a token, {last['bits_per_byte']:.3f} bits a byte"),
-        ("words of the last sample that are words of the corpus", f"{last['known_words']:.0%}"),
+        ("steps", f"{train['steps']:,} ({train['skipped']:,} skipped){_early(train)}"),
+        *_quality(kept),
         ("seconds of training", _number(resources.get("seconds"))),
         ("peak memory, GB", _number((resources.get("peak_bytes") or 0) / 1e9)),
         ("energy, Wh", f"{_number(energy.get('watt_hours'))} ({energy.get('method', 'not known')})"),
     ]
 
 
+def kept_of(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was measured of the weights that were kept."""
+    train = facts["train"]
+    return next(item for item in reversed(train["measured"]) if item["step"] == train["kept"])
+
+
+def limits(facts: Mapping[str, Any]) -> list[str]:
+    """What the model is not for."""
+    return [WRITES if "known_words" in kept_of(facts) else OTHERS, *LIMITS]
+
+
+def _early(train: Mapping[str, Any]) -> str:
+    if train["kept"] == train["planned"]:
+        return ""
+    return f"; ended at no lower loss, of {train['planned']:,} planned; kept are those of step {train['kept']:,}"
+
+
+def _quality(kept: Mapping[str, Any]) -> list[tuple[str, str]]:
+    bits = "" if kept["bits_per_byte"] is None else f", {kept['bits_per_byte']:.3f} bits a byte"
+    told = [("loss on held-out text", f"{kept['loss']:.3f} nats a {'token' if bits else 'target'}{bits}")]
+    if kept["accuracy"] is not None:
+        told.append(("targets that were the likeliest", f"{kept['accuracy']:.1%}"))
+    if "known_words" in kept:
+        told.append(("words of the sample that are words of the corpus", f"{kept['known_words']:.0%}"))
+    return told
+
+
 def html(facts: Mapping[str, Any]) -> str:
     """The page."""
     measured = facts["train"]["measured"]
-    losses = [[item["step"], item["loss"]] for item in measured]
-    bits = [[item["step"], item["bits_per_byte"]] for item in measured]
-    words = [[item["step"], item["known_words"]] for item in measured]
     checks = [
         (name, "yes" if found["ok"] else "NO", found["detail"]) for name, found in facts["train"]["preflight"].items()
     ]
     body = [
         '<h1>Pre-training</h1><p class="lead">A model trained from nothing on its owner\'s text.</p>',
         section("Figures", table(("figure", "value"), figures(facts))),
-        section("Loss on held-out text, nats a token", svg.line(losses, x="step", y="loss")),
-        section("Bits a byte", svg.line(bits, x="step", y="bits a byte")),
-        section("Share of sampled words that the corpus has", svg.line(words, x="step", y="share")),
+        *(_curve(title, measured, name, unit) for title, name, unit in CURVES if measured[-1].get(name) is not None),
         section("How it writes, by step", _gallery(measured)),
         section("Forecast and measured", _forecast(facts["train"])),
         section("Checked before the start", table(("check", "holds", "found"), checks)),
         section("Where the time went", svg.bars(list(facts["stage_seconds"].items()), unit="s")),
-        section("Limits", "<ul>" + "".join(f"<li>{escape(limit)}</li>" for limit in LIMITS) + "</ul>"),
+        section("Limits", "<ul>" + "".join(f"<li>{escape(limit)}</li>" for limit in limits(facts)) + "</ul>"),
     ]
     return page("Pre-training", body)
 
 
 def card(facts: Mapping[str, Any]) -> str:
     """The card as Markdown."""
-    last = facts["train"]["measured"][-1]["sample"].strip().replace("```", "'''")
+    sample = kept_of(facts)["sample"].strip().replace("```", "'''")
     lines = [
         "# Card of a pre-trained model", "", "Made by `almanac pretrain` from its owner's text; what is below was measured.",
         "", "| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures(facts)), "",
-        "## How it writes", "", "```text", last, "```", "", "## Limits", "", *(f"- {limit}" for limit in LIMITS), "",
+        "## How it writes", "", "```text", sample, "```", "", "## Limits", "", *(f"- {limit}" for limit in limits(facts)), "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _curve(title: str, measured: Sequence[Mapping[str, Any]], name: str, unit: str) -> str:
+    return section(title, svg.line([[item["step"], item[name]] for item in measured], x="step", y=unit))
 
 
 def _gallery(measured: Sequence[Mapping[str, Any]]) -> str:

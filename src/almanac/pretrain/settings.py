@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from almanac.core.value import Value
+from almanac.pretrain.objectives.next_token import NextToken
+from almanac.pretrain.objectives.objective import Objective
 from almanac.train.averaging.average import AverageRule
 from almanac.train.events.tracker import Tracker
 from almanac.train.optimizers.adamw import AdamW
@@ -25,6 +27,8 @@ class PretrainSettings(Value):
     - ``sample_tokens``: length of the samples that show how the model writes
     - ``average``: of the weights along the run; where there is one, it is what is measured, sampled and saved
     - ``minutes``: that training should take; its steps are then chosen by timing a few, once, and ``train.steps`` is not used
+    - ``patience``: measurements in a row without a lower loss, after which the run ends; the best weights are then kept
+    - ``objective``: what is to be learned
     - ``tracker``: a viewer that is told of the run as well
     - ``train``: rate, schedule, optimizer, precision; its ``step_tokens`` and ``micro_tokens`` hold whole windows
     """
@@ -37,6 +41,8 @@ class PretrainSettings(Value):
     sample_tokens: int = 80
     average: AverageRule | None = None
     minutes: float | None = None
+    patience: int | None = None
+    objective: Objective = NextToken()
     tracker: Tracker | None = None
     train: TrainSettings = TrainSettings(
         learning_rate=2e-3,

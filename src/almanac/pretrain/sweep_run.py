@@ -15,9 +15,9 @@ from time import perf_counter
 from typing import Any
 
 from almanac.core.errors import TrainingError
-from almanac.core.technique import initialise
 from almanac.data.windows import TokenSource, WindowBatches
 from almanac.files.store import write_json
+from almanac.pretrain.initial import initial
 from almanac.pretrain.measure import held_out_loss
 from almanac.pretrain.sweep_settings import RATE_WIDTH, Job, SweepSettings
 from almanac.train.events.event import Event
@@ -44,7 +44,7 @@ def run_job(
     chosen = settings.train.with_(
         steps=job.steps, learning_rate=settings.train.learning_rate * math.sqrt(RATE_WIDTH / job.shape.hidden)
     )
-    network = initialise(job.shape.spec(settings.time).build(), seed=chosen.seed)
+    network = initial(job.shape.spec(settings.time).build(), seed=chosen.seed)
     batches = WindowBatches(
         learned,
         time=settings.time,

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
 
 from torch import nn
 
 from almanac.data.windows import WindowBatches
+from almanac.train.criterion import Criterion
 from almanac.train.events.event import Event, StepDone
 from almanac.train.loop import train
 from almanac.train.settings import TrainSettings
+from almanac.train.training import Batches
 
 TRIED = 6  # steps; the first two, in which memory is first touched, do not count
 LEAST = 10  # steps of any run
 
 
 def steps_within(
-    network: nn.Module, batches: WindowBatches, *, settings: TrainSettings, minutes: float
+    network: nn.Module,
+    batches: Callable[[WindowBatches], Batches],
+    windows: WindowBatches,
+    *,
+    settings: TrainSettings,
+    criterion: Criterion,
+    minutes: float,
 ) -> tuple[int, float]:
-    """(steps that take about ``minutes``, seconds of one). Trains ``network``: give one to throw away."""
+    """(steps that take about ``minutes``, seconds of one). Trains ``network``: give one to throw away.
+
+    ``batches`` makes the steps of windows.
+    """
     seconds: list[float] = []
 
     def listener(event: Event) -> None:
@@ -26,14 +38,15 @@ def steps_within(
             seconds.append(event.seconds)
 
     short = WindowBatches(
-        batches.source,
-        time=batches.time,
-        rows=batches.rows,
-        micro_rows=batches.micro_rows,
+        windows.source,
+        time=windows.time,
+        rows=windows.rows,
+        micro_rows=windows.micro_rows,
         steps=TRIED,
-        seed=batches.seed,
-        share=batches.share,
+        seed=windows.seed,
+        share=windows.share,
     )
-    train(network, short, settings=settings.with_(steps=TRIED), listeners=(listener,))
+    chosen = settings.with_(steps=TRIED)
+    train(network, batches(short), settings=chosen, criterion=criterion, listeners=(listener,))
     usual = median(seconds[2:])
     return max(LEAST, round(60 * minutes / usual)), usual

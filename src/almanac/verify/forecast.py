@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from almanac.core.batch import Tokens
 from almanac.core.weight import StoredWeight
 from almanac.objectives.next_token import CHUNK_TARGETS
-from almanac.train.criterion import context_of
+from almanac.train.criterion import Criterion, context_of
 from almanac.train.events.event import Ended, Event, Forecasted, Started, StepDone
 from almanac.train.settings import TrainSettings
 from almanac.verify.energy import EnergyMeter
@@ -48,26 +48,43 @@ class Memory:
         return self.resident + self.learning + self.activations + self.logits + self.expanded
 
 
-def forecast_memory(network: nn.Module, batch: Tokens, *, settings: TrainSettings) -> Memory:
-    """What a run will hold at its peak, from one forward pass over ``batch``."""
+def forecast_memory(
+    network: nn.Module, batch: Any, *, settings: TrainSettings, criterion: Criterion | None = None
+) -> Memory:
+    """What a run will hold at its peak, from one forward pass over ``batch``.
+
+    With a ``criterion`` the batch is its own, and its loss is the forward pass, logits included; without one the batch is
+    `Tokens`, and the logits are those of one chunk of targets.
+    """
     learned = {name: p for name, p in network.named_parameters() if p.requires_grad}
     weights, states = sum(p.nbytes for p in learned.values()), settings.optimizer.state_bytes(learned)
     written = weights + states if settings.background_saves else 0  # the copy that a thread writes
     stored = [module.shape.numel() for module in network.modules() if isinstance(module, StoredWeight)]
     with contextlib.nullcontext() if settings.activations is None else settings.activations.applied(network):
-        per_token = saved_bytes(network, batch) / batch.tokens.numel()
+        if criterion is None:
+            per_token = saved_bytes(network, batch) / batch.tokens.numel()
+        else:
+            per_token = _saved(network, lambda: criterion.loss(network, batch, normaliser=1.0)) / criterion.tokens(
+                batch
+            )
     return Memory(
         resident=resident_bytes(),
         weights=sum(p.nbytes for p in network.parameters()),
         learning=weights + states + written,
         activations=round(per_token * settings.micro_tokens),
-        logits=LOGITS_COPIES * 4 * min(CHUNK_TARGETS, settings.micro_tokens) * network.vocab_size,
+        logits=LOGITS_COPIES * 4 * min(CHUNK_TARGETS, settings.micro_tokens) * network.vocab_size
+        if criterion is None
+        else 0,
         expanded=4 * max(stored, default=0),
     )
 
 
 def saved_bytes(network: nn.Module, batch: Tokens) -> int:
     """Bytes that a forward pass up to the hidden vectors keeps for backward, beside the weights themselves."""
+    return _saved(network, lambda: network.hidden(batch.tokens, None, context_of(batch)))
+
+
+def _saved(network: nn.Module, forward: Callable[[], object]) -> int:
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # holding the tensors keeps their addresses apart
 
@@ -85,7 +102,7 @@ def saved_bytes(network: nn.Module, batch: Tokens) -> int:
             torch.enable_grad(),
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         ):
-            network.hidden(batch.tokens, None, context_of(batch))
+            forward()
     finally:
         network.train(before)
     return sum(size for size, _ in kept.values())

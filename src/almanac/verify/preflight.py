@@ -96,13 +96,20 @@ def preflight(
             packed_equals_separate(network, sample),
             gradients_arrive(network, padded_batches(sample, 1 << 20)[0], criterion=criterion or NextToken()),
         ]
-    report = Report(tuple(found))
-    if report.failures:
-        raise PreflightError(
-            "This run could not learn: " + "; ".join(f"{item.check}: {item.detail}" for item in report.failures),
-            remedy="Nothing was trained.",
-        )
-    return report
+    return _judged(found)
+
+
+def preflight_batch(network: nn.Module, batch: Any, *, settings: TrainSettings, criterion: Criterion) -> Report:
+    """Checks a run whose batches are a criterion's own, on one of them; changes neither network nor random state.
+
+    Raises PreflightError with every failure.
+    """
+    weight = criterion.weight(batch)
+    targets = f"{weight:g} of {criterion.tokens(batch)} tokens of a micro-batch are targets"
+    found = [settings_are_usable(settings), Finding("targets", weight > 0, targets), adapters_reach(network)]
+    if all(item.ok for item in found):
+        found.append(gradients_arrive(network, batch, criterion=criterion))
+    return _judged(found)
 
 
 def settings_are_usable(settings: TrainSettings) -> Finding:
@@ -302,6 +309,16 @@ def gradients_arrive(network: nn.Module, batch: Any, *, criterion: Criterion) ->
     return Finding(
         "gradients", True, f"all {len(parameters)} trainable weights get a gradient, {late} of them from step 2 on"
     )
+
+
+def _judged(found: Sequence[Finding]) -> Report:
+    report = Report(tuple(found))
+    if report.failures:
+        raise PreflightError(
+            "This run could not learn: " + "; ".join(f"{item.check}: {item.detail}" for item in report.failures),
+            remedy="Nothing was trained.",
+        )
+    return report
 
 
 def smallest_uneven(rows: Sequence[Row]) -> list[Row]:

@@ -192,7 +192,8 @@ def title_of(folder: Path) -> str:
 
 
 def _measurement(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
-    numbers = {f"held_out/{name}": float(found[name]) for name in ("loss", "bits_per_byte") if name in found}
+    told = ("loss", "bits_per_byte", "accuracy")
+    numbers = {f"held_out/{name}": float(found[name]) for name in told if found.get(name) is not None}
     return numbers, {SAMPLE: found["sample"]} if found.get("sample") else {}
 
 
