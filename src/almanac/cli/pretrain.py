@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from almanac.core.spec import Spec
     from almanac.pretrain.settings import PretrainSettings
     from almanac.tokenizers.tokenizer import Tokenizer
+    from almanac.tokenizers.train.corpus import Corpus
 
 ObjectiveName = Literal[
     "next-token", "multi-token", "fill-in-the-middle", "masked", "whole-word", "replaced-token", "span-corruption",
@@ -51,6 +53,8 @@ class Pretraining:
         average: An average of the weights along the run, which is what is measured and saved: ema or lawa.
         recompute: Blocks compute again in backward instead of keeping what they computed: less memory, a third more time.
         track: A viewer that is told of the run too, without a network; needs the extra track.
+        mixture: How much is seen of each of the texts, by its name: books=3,code=1. Without, as much as there is.
+        alpha: Shares are raised to this power instead: 1 leaves them as they are, 0 makes them equal.
         patience: Measurements in a row without a lower loss, after which the run ends; the best weights are then kept.
         mesh: Processes along each axis, as data=2,tensor=2; start as many with torchrun.
         seed: Of the weights and of the order of the text.
@@ -71,6 +75,8 @@ class Pretraining:
     average: Literal["ema", "lawa"] | None = None
     recompute: Annotated[bool, Parameter(negative=())] = False
     track: Literal["tensorboard", "trackio", "wandb"] | None = None
+    mixture: str | None = None
+    alpha: Annotated[float | None, Parameter(validator=validators.Number(gte=0))] = None
     patience: Count = None
     mesh: str | None = None
     seed: int = 0
@@ -88,6 +94,7 @@ class Pretraining:
             "vocab_size": self.vocab_size, "time": self.time, "held_out": self.held_out, "minutes": self.minutes,
             "average": chosen.average(self.average, every=max(1, (self.steps or usual.train.steps or 1) // 50)),
             "objective": chosen.objective(self.objective), "patience": self.patience,
+            "mixture": chosen.mixture(self.mixture, self.alpha),
             "tracker": None if self.track is None else named(self.track),
         }  # fmt: skip
         training = {
@@ -104,6 +111,19 @@ class Pretraining:
         from almanac.verify.spec_source import named
 
         return None if self.spec is None else named(self.spec).spec
+
+    def sources(self, texts: Sequence[Path]) -> Sequence[Path] | dict[str, Corpus]:
+        """The texts, each a source of its own where they are to be mixed. Raises RequestError for two of one name."""
+        from almanac.tokenizers.train.corpus import Corpus
+
+        if self.mixture is None and self.alpha is None:
+            return texts
+        names = [text.resolve().name for text in texts]
+        if len(set(names)) < len(names):
+            raise RequestError(
+                f"Two texts of a mixture are called {max(names, key=names.count)}", remedy="Rename one of them."
+            )
+        return {name: Corpus.of_files([text]) for name, text in zip(names, texts, strict=True)}
 
     def words(self) -> Tokenizer | None:
         """The tokenizer that is named."""
@@ -144,7 +164,7 @@ def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json:
     is_first = pretraining.mesh is None or os.environ.get("RANK", "0") == "0"
     with resumable(), reporting(in_json=json) if is_first else nullcontext(lambda event: None) as report:
         trained(
-            texts,
+            pretraining.sources(texts),
             output,
             spec=pretraining.shape(),
             tokenizer=pretraining.words(),

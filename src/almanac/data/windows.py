@@ -116,6 +116,10 @@ class WindowBatches:
         start = self.position % self._epoch_steps * self.rows + self.share.rank * each
         return self._cached[1][start : start + each].tolist()
 
+    def places(self) -> list[tuple[int, int]]:
+        """(number, epoch) of these windows: what tells a window from every other that the run sees."""
+        return [(number, self.epoch) for number in self.upcoming()]
+
     def state(self) -> dict[str, int]:
         """Where the run stands, JSON-ready; the same for every process."""
         return {"seed": self.seed, "epoch": self.epoch, "position": self.position}

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from almanac.core.errors import IntegrityError
 from almanac.core.spec import Spec
 from almanac.data.collate import Row
+from almanac.data.mixture.sampler import MixtureBatches
+from almanac.data.mixture.weights import Mixture
 from almanac.data.windows import WindowBatches, batch_of
 from almanac.files.safetensors import open_safetensors, write_safetensors
 from almanac.files.token_store import TokenStore
@@ -25,7 +27,7 @@ from almanac.pretrain.corpus import HELD_OUT
 from almanac.pretrain.initial import initial
 from almanac.pretrain.measure import Measurement, Watch, best, bits_per_byte, held_out
 from almanac.pretrain.objectives.next_token import NextToken
-from almanac.pretrain.objectives.objective import Judged, Shown
+from almanac.pretrain.objectives.objective import Batches, Judged, Shown
 from almanac.pretrain.product import language_model
 from almanac.pretrain.settings import PretrainSettings
 from almanac.tokenizers.tokenizer import Tokenizer
@@ -51,13 +53,14 @@ _STEP = "step"
 class Learning:
     """What is trained, on what, under which objective.
 
-    ``learned`` and ``held``: the stores; ``told``: what the stage ``tokens`` found; ``work``: the folder of the run's state.
+    - ``learned``: the store to train on, or both stores of each source
+    - ``held``: what all is measured on; ``told``: what the stage ``tokens`` found; ``work``: the folder of the run's state
     """
 
     spec: Spec
     tokenizer: Tokenizer
     settings: PretrainSettings
-    learned: TokenStore
+    learned: TokenStore | Mapping[str, tuple[TokenStore, TokenStore]]
     held: TokenStore
     told: Mapping[str, Any]
     work: Path
@@ -75,21 +78,55 @@ class Learning:
         """The network that is kept."""
         return self.settings.objective.kept(self.network)
 
-    def windows(self) -> WindowBatches:
-        """The windows of the run, as they lie in the text."""
+    def windows(self, steps: int | None = None) -> Batches:
+        """The windows of the run, as they lie in the text; ``steps``: of another number."""
         settings, chosen = self.settings, self.settings.train
-        return WindowBatches(
-            self.learned,
-            time=settings.time,
-            rows=settings.rows,
-            micro_rows=settings.micro_rows,
-            steps=chosen.steps,
-            seed=chosen.seed,
-        )
+        count = chosen.steps if steps is None else steps
+        if isinstance(self.learned, TokenStore):
+            return WindowBatches(
+                self.learned,
+                time=settings.time,
+                rows=settings.rows,
+                micro_rows=settings.micro_rows,
+                steps=count,
+                seed=chosen.seed,
+            )
+        assert count is not None
+        rows = (settings.rows, min(settings.rows, settings.micro_rows))
+        sources = {name: store for name, (store, _) in self.learned.items()}
+        return MixtureBatches(sources, self.shares, time=settings.time, rows=rows, steps=count, seed=chosen.seed)
 
-    def batches(self) -> WindowBatches | CorruptedWindows:
-        """The steps of the run."""
-        return self.settings.objective.batches(self.windows(), self.tokenizer)
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of several sources, how much of what is seen is of each."""
+        assert not isinstance(self.learned, TokenStore)
+        sizes = {name: float(store.num_tokens) for name, (store, _) in self.learned.items()}
+        shares = (self.settings.mixture or Mixture()).shares(sizes)
+        return {name: shares.get(name, 0.0) for name in sizes}
+
+    def batches(self, steps: int | None = None) -> Batches | CorruptedWindows:
+        """The steps of the run, or another number of them."""
+        return self.settings.objective.batches(self.windows(steps), self.tokenizer, time=self.settings.time)
+
+    def epochs(self, steps: int) -> float:
+        """How often the text is seen in so many steps."""
+        windows = self.windows().windows
+        return steps * self.settings.rows / (windows if isinstance(windows, int) else sum(windows))
+
+    def by_source(self, steps: int) -> dict[str, Any]:
+        """Of each source its share, how often its text was seen, and the loss on what was held out of it, at the end."""
+        if isinstance(self.learned, TokenStore):
+            return {}
+        settings, found = self.settings, {}
+        judged_on = self._judged_on(self.network)
+        for name, share in self.shares.items():
+            store, held = self.learned[name]
+            windows = max(1, (store.num_tokens - 1) // (settings.time - 1))
+            loss = None
+            if held.num_tokens > 1:
+                loss, _ = held_out(judged_on, held, self.judged, time=settings.time, windows=settings.windows)
+            found[name] = {"share": share, "epochs": steps * settings.rows * share / windows, "loss": loss}
+        return found
 
     def checked(self) -> Report:
         """Raises PreflightError for a run that could not learn."""
@@ -179,7 +216,7 @@ class Learning:
 
     def _measure(self, network: nn.Module, step: int) -> Measurement:
         settings, objective = self.settings, self.settings.objective
-        judged_on = network if self.judged.criterion == objective.criterion else objective.kept(network)
+        judged_on = self._judged_on(network)
         loss, accuracy = held_out(judged_on, self.held, self.judged, time=settings.time, windows=settings.windows)
         bits = None
         if objective.goes_on:
@@ -189,6 +226,10 @@ class Learning:
         if settings.patience is not None and loss <= min((item.loss for item in self._found()), default=loss):
             _write_best(self.work / BEST, network, step)
         return measurement
+
+    def _judged_on(self, network: nn.Module) -> nn.Module:
+        objective = self.settings.objective
+        return network if self.judged.criterion == objective.criterion else objective.kept(network)
 
     def _sample(self, network: nn.Module, step: int) -> str:
         settings, objective = self.settings, self.settings.objective
@@ -206,12 +247,12 @@ class Learning:
 
     def _first(self) -> Any:
         """A micro-batch of the run."""
-        return next(iter(self.batches()))[0]
+        return next(self.batches(steps=1))[0]
 
     def _memory(self) -> Memory:
         settings = self.settings
         if isinstance(self.network, Decoder):
-            sample = batch_of(self.learned, [0] * settings.micro_rows, settings.time)
+            (sample, *_) = next(self.windows(steps=1))
             return forecast_memory(self.network, sample, settings=settings.train)
         return forecast_memory(
             self.network, self._first(), settings=settings.train, criterion=settings.objective.criterion

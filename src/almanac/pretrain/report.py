@@ -95,6 +95,7 @@ def html(facts: Mapping[str, Any]) -> str:
         '<h1>Pre-training</h1><p class="lead">A model trained from nothing on its owner\'s text.</p>',
         section("Figures", table(("figure", "value"), figures(facts))),
         *(_curve(title, measured, name, unit) for title, name, unit in CURVES if measured[-1].get(name) is not None),
+        *_sources(facts["train"]),
         section("How it writes, by step", _gallery(measured)),
         section("Forecast and measured", _forecast(facts["train"])),
         section("Checked before the start", table(("check", "holds", "found"), checks)),
@@ -113,6 +114,15 @@ def card(facts: Mapping[str, Any]) -> str:
         "## How it writes", "", "```text", sample, "```", "", "## Limits", "", *(f"- {limit}" for limit in limits(facts)), "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _sources(train: Mapping[str, Any]) -> list[str]:
+    found = train["sources"].items()
+    rows = [
+        (name, f"{item['share']:.1%}", f"{item['epochs']:.2f}", _number(item["loss"])) for name, item in found
+    ]  # fmt: skip
+    head = ("source", "share of what was seen", "times seen", "loss on its held-out text")
+    return [section("Sources", table(head, rows))] if rows else []
 
 
 def _curve(title: str, measured: Sequence[Mapping[str, Any]], name: str, unit: str) -> str:

@@ -11,7 +11,7 @@ first writes the model and the report.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,17 @@ from almanac.core.errors import RequestError, TrainingError
 from almanac.core.spec import Spec
 from almanac.files.stages import Report, StageReport, Stages, Summary
 from almanac.files.store import Lock, write_json
+from almanac.files.token_store import open_token_store
 from almanac.language_model.encoder import TextEncoder
 from almanac.language_model.model import LanguageModel
 from almanac.pretrain import product
 from almanac.pretrain import report as pages
-from almanac.pretrain.corpus import Survey, encode, stores, survey
+from almanac.pretrain.corpus import HELD_OUT, Sources, Survey, encode, source_stores, stores, survey
 from almanac.pretrain.learning import RUN, Learning
 from almanac.pretrain.measure import known_share, words_of
 from almanac.pretrain.objectives.next_token import NextToken
 from almanac.pretrain.settings import PretrainSettings
-from almanac.pretrain.timing import steps_within
+from almanac.pretrain.timing import TRIED, steps_within
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.tokenizers.train.byte_bpe import ByteBpe
 from almanac.tokenizers.train.controls import PLAIN
@@ -45,7 +46,7 @@ MOST_WORDS = 1 << 20  # different words of the corpus that are remembered, to te
 
 
 def pretrain(
-    texts: Sequence[str | Path] | Corpus,
+    texts: Sequence[str | Path] | Corpus | Sources,
     output: str | Path,
     *,
     spec: Spec | None = None,
@@ -60,7 +61,8 @@ def pretrain(
     ``pretraining.json``. The same call on it goes on with a run that was interrupted.
 
     Args:
-        texts: files and folders of text (.txt, .md, .jsonl, also .gz), or a corpus.
+        texts: files and folders of text (.txt, .md, .jsonl, also .gz), or a corpus; or several corpora by name, of which
+            the settings' mixture says how much is seen.
         spec: the model; its vocabulary must be the tokenizer's. By default a small one that the objective is for.
         tokenizer: by default byte-level BPE trained on the text, with the control tokens of the objective.
         report: told how far each stage is.
@@ -81,7 +83,7 @@ def pretrain(
 
         if join(mesh) > 0:
             return _Pretraining(target, settings, report).follow(spec, stop)
-    corpus = texts if isinstance(texts, Corpus) else Corpus.of_files(texts)
+    corpus = texts if isinstance(texts, Corpus | Mapping) else Corpus.of_files(texts)
     (target / WORK).mkdir(parents=True, exist_ok=True)
     with Lock(target / WORK):
         return _Pretraining(target, settings, report).go(corpus, spec, tokenizer, stop)
@@ -96,10 +98,11 @@ class _Pretraining:
         self.report = report
 
     def go(
-        self, corpus: Corpus, spec: Spec | None, given: Tokenizer | None, stop: threading.Event | None
+        self, corpus: Corpus | Sources, spec: Spec | None, given: Tokenizer | None, stop: threading.Event | None
     ) -> LanguageModel | TextEncoder:
         """The whole, or of many processes the first one's part."""
-        self.corpus, self.stages = corpus, Stages(self.work, self.report)
+        self.corpus = corpus if isinstance(corpus, Corpus) else Corpus.joined(corpus.values())
+        self.stages = Stages(self.work, self.report)
         found = survey(corpus)  # each time: a corpus that has changed must be noticed
         chosen, controls = self.settings.to_dict(), self.settings.objective.controls.texts()
         identity = {"corpus": found.digest, "vocab_size": self.settings.vocab_size, "given": given and given.digest()}
@@ -109,7 +112,9 @@ class _Pretraining:
         tokenizer = Tokenizer.from_json_file(self.output / TOKENIZER)
         spec = self._spec(spec, tokenizer)
         tokens = self.stages.run(
-            "tokens", {"held_out": self.settings.held_out}, lambda progress: self._tokens(found, tokenizer, progress)
+            "tokens",
+            {"held_out": self.settings.held_out},
+            lambda progress: self._tokens(corpus, found, tokenizer, progress),
         )
         settings = {"settings": chosen, "spec": spec.to_dict()}
         if self.settings.minutes is not None:
@@ -163,14 +168,16 @@ class _Pretraining:
         trained.save(self.output / TOKENIZER)
         return trained.to_dict() | {"trained": True}
 
-    def _tokens(self, found: Survey, tokenizer: Tokenizer, progress: StageReport) -> Summary:
+    def _tokens(self, corpus: Corpus | Sources, found: Survey, tokenizer: Tokenizer, progress: StageReport) -> Summary:
         def tell(store: str, done: int, total: int) -> None:
             progress.tell(done, total, f"{store} text")
 
-        return encode(self.corpus, found, tokenizer, self.work / TOKENS, held_out=self.settings.held_out, tell=tell)
+        return encode(corpus, found, tokenizer, self.work / TOKENS, held_out=self.settings.held_out, tell=tell)
 
     def _learning(self, spec: Spec, tokenizer: Tokenizer, tokens: Summary, stop: threading.Event | None) -> Learning:
-        learned, held = stores(self.work / TOKENS)
+        folder, held = self.work / TOKENS, open_token_store(self.work / TOKENS / HELD_OUT)
+        names = [source["name"] for source in tokens.get("sources", ())]
+        learned = source_stores(folder, names) if names else stores(folder)[0]
         return Learning(
             spec,
             tokenizer,
@@ -187,8 +194,7 @@ class _Pretraining:
         assert self.settings.minutes is not None
         steps, seconds = steps_within(
             learning.network,
-            lambda short: self.settings.objective.batches(short, learning.tokenizer),
-            learning.windows(),
+            learning.batches(steps=TRIED),
             settings=self.settings.train,
             criterion=self.settings.objective.criterion,
             minutes=self.settings.minutes,
@@ -216,7 +222,7 @@ class _Pretraining:
             "steps": outcome.step, "planned": outcome.steps, "kept": kept.step, "skipped": outcome.skipped,
             "parameters": _count(model), "measured": found, "forecast": ran.get("forecast"),
             "resources": ran.get("measured"), "preflight": checked.to_dict(),
-            "epochs": outcome.step * settings.rows / learning.windows().windows,
+            "epochs": learning.epochs(outcome.step), "sources": learning.by_source(outcome.step),
         }  # fmt: skip
 
     def _stopped(self, outcome: Outcome) -> TrainingError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from almanac.core.value import Value
+from almanac.data.mixture.weights import Mixture
 from almanac.pretrain.objectives.next_token import NextToken
 from almanac.pretrain.objectives.objective import Objective
 from almanac.train.averaging.average import AverageRule
@@ -27,6 +28,7 @@ class PretrainSettings(Value):
     - ``sample_tokens``: length of the samples that show how the model writes
     - ``average``: of the weights along the run; where there is one, it is what is measured, sampled and saved
     - ``minutes``: that training should take; its steps are then chosen by timing a few, once, and ``train.steps`` is not used
+    - ``mixture``: of several sources, how much of each is seen; None: of the sizes that they have
     - ``patience``: measurements in a row without a lower loss, after which the run ends; the best weights are then kept
     - ``objective``: what is to be learned
     - ``tracker``: a viewer that is told of the run as well
@@ -41,6 +43,7 @@ class PretrainSettings(Value):
     sample_tokens: int = 80
     average: AverageRule | None = None
     minutes: float | None = None
+    mixture: Mixture | None = None
     patience: int | None = None
     objective: Objective = NextToken()
     tracker: Tracker | None = None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
 
 from torch import nn
 
-from almanac.data.windows import WindowBatches
 from almanac.train.criterion import Criterion
 from almanac.train.events.event import Event, StepDone
 from almanac.train.loop import train
@@ -19,17 +17,11 @@ LEAST = 10  # steps of any run
 
 
 def steps_within(
-    network: nn.Module,
-    batches: Callable[[WindowBatches], Batches],
-    windows: WindowBatches,
-    *,
-    settings: TrainSettings,
-    criterion: Criterion,
-    minutes: float,
+    network: nn.Module, batches: Batches, *, settings: TrainSettings, criterion: Criterion, minutes: float
 ) -> tuple[int, float]:
-    """(steps that take about ``minutes``, seconds of one). Trains ``network``: give one to throw away.
+    """(steps that take about ``minutes``, seconds of one), from ``batches`` of `TRIED` steps.
 
-    ``batches`` makes the steps of windows.
+    Trains ``network``: give one to throw away.
     """
     seconds: list[float] = []
 
@@ -37,16 +29,7 @@ def steps_within(
         if isinstance(event, StepDone):
             seconds.append(event.seconds)
 
-    short = WindowBatches(
-        windows.source,
-        time=windows.time,
-        rows=windows.rows,
-        micro_rows=windows.micro_rows,
-        steps=TRIED,
-        seed=windows.seed,
-        share=windows.share,
-    )
     chosen = settings.with_(steps=TRIED)
-    train(network, batches(short), settings=chosen, criterion=criterion, listeners=(listener,))
+    train(network, batches, settings=chosen, criterion=criterion, listeners=(listener,))
     usual = median(seconds[2:])
     return max(LEAST, round(60 * minutes / usual)), usual

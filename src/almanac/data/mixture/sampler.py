@@ -78,31 +78,44 @@ class MixtureBatches:
     def __next__(self) -> list[Tokens]:
         if self.position >= self.steps:
             raise StopIteration
-        each = self.rows // self.share.ranks
-        own = self.upcoming()[self.share.rank * each : (self.share.rank + 1) * each]
+        own = [(chosen, window) for chosen, window, _ in self._own()]
         for _ in range(self.rows):
             self.counts[self._behind(self.counts)] += 1
         self.position += 1
-        return [self._batch(own[start : start + self.micro_rows]) for start in range(0, each, self.micro_rows)]
+        return [self._batch(own[start : start + self.micro_rows]) for start in range(0, len(own), self.micro_rows)]
+
+    @property
+    def epoch(self) -> int:
+        """How often as many windows as there are have been gone through, whatever their sources."""
+        return self.position * self.rows // sum(self.windows)
 
     @property
     def epochs(self) -> dict[str, float]:
         """How often each source has been gone through."""
         return {name: count / size for name, count, size in zip(self.names, self.counts, self.windows, strict=True)}
 
-    def upcoming(self) -> list[tuple[int, int]]:
-        """(number of the source, number of its window) of the next step's rows, over all processes."""
+    def places(self) -> list[tuple[int, int]]:
+        """(number, epoch) of this process's next windows: what tells a window from every other that the run sees."""
+        return [(chosen << 40 | window, epoch) for chosen, window, epoch in self._own()]
+
+    def _own(self) -> list[tuple[int, int, int]]:
+        each = self.rows // self.share.ranks
+        return self.upcoming()[self.share.rank * each : (self.share.rank + 1) * each]
+
+    def upcoming(self) -> list[tuple[int, int, int]]:
+        """(number of the source, number of its window, epoch of the source) of the next step's rows, over all processes."""
         counts, found = list(self.counts), []
         for _ in range(self.rows):
             chosen = self._behind(counts)
             epoch, place = divmod(counts[chosen], self.windows[chosen])
-            found.append((chosen, int(self._order(chosen, epoch)[place])))
+            found.append((chosen, int(self._order(chosen, epoch)[place]), epoch))
             counts[chosen] += 1
         return found
 
     def state(self) -> dict[str, Any]:
         """Where the run stands, JSON-ready; the same for every process."""
-        return {"seed": self.seed, "position": self.position, "counts": dict(zip(self.names, self.counts, strict=True))}
+        counts = dict(zip(self.names, self.counts, strict=True))
+        return {"seed": self.seed, "epoch": self.epoch, "position": self.position, "counts": counts}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes to where ``state`` was taken. Raises FileFormatError if it belongs to another mixture or order."""

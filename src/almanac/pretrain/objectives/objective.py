@@ -18,6 +18,7 @@ from almanac.core.batch import Tokens
 from almanac.core.errors import RequestError
 from almanac.core.spec import Spec
 from almanac.core.value import Value
+from almanac.data.mixture.sampler import MixtureBatches
 from almanac.data.windows import WindowBatches
 from almanac.language_model.model import LanguageModel
 from almanac.tokenizers.tokenizer import Tokenizer
@@ -25,6 +26,8 @@ from almanac.tokenizers.train.controls import PLAIN, Controls
 from almanac.train.criteria.corrupted import CorruptedWindows, Corruption, Place
 from almanac.train.criterion import Criterion
 
+Batches = WindowBatches | MixtureBatches
+"""The windows of a run, of one corpus or of several."""
 SEED = 0x5EED  # of what becomes of the windows that are measured on: the same at every step of every run
 
 
@@ -107,9 +110,9 @@ class Objective(Value):
     def sample(self, model: LanguageModel | nn.Module, tokenizer: Tokenizer, shown: Shown) -> str:
         """What people are shown of it."""
 
-    def batches(self, windows: WindowBatches, tokenizer: Tokenizer) -> WindowBatches | CorruptedWindows:
-        """The steps of a run over ``windows``."""
-        corruption = self.corruption(tokenizer, time=windows.time)
+    def batches(self, windows: Batches, tokenizer: Tokenizer, *, time: int) -> Batches | CorruptedWindows:
+        """The steps of a run over ``windows`` of ``time`` tokens."""
+        corruption = self.corruption(tokenizer, time=time)
         return windows if corruption is None else CorruptedWindows(windows, corruption)
 
 

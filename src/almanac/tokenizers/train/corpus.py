@@ -137,6 +137,12 @@ class Corpus:
 
         return cls(open_texts)
 
+    @classmethod
+    def joined(cls, corpora: Iterable[Corpus]) -> Corpus:
+        """Several, one after the other."""
+        parts = list(corpora)
+        return cls(lambda seen: (text for part in parts for text in part._open(seen)))
+
     def pieces(self, seen: Seen | None = None) -> Iterator[str]:
         """The pieces to train on; ``seen`` is filled on the way and judged at the end.
 

@@ -14,14 +14,13 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from almanac.core.batch import Tokens
 from almanac.core.value import Value
-from almanac.data.windows import WindowBatches
 from almanac.objectives.example_dice import example_dice
 
 
@@ -46,10 +45,23 @@ class Corruption(Value):
         """The batch; ``rows`` [b, t] and one place per row. A row's part of it is a function of that row and its place."""
 
 
+class Windows(Protocol):
+    """The steps of a run over plain windows: `WindowBatches`, or `MixtureBatches` of several sources."""
+
+    @property
+    def seed(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __next__(self) -> list[Tokens]: ...
+    def places(self) -> list[tuple[int, int]]: ...
+    def state(self) -> dict[str, Any]: ...
+    def load(self, state: dict[str, Any]) -> None: ...
+    def digest(self) -> str: ...
+
+
 class CorruptedWindows:
     """The batches of a run: those of ``windows``, each spoilt. Iterate it; ``state`` is that of the windows."""
 
-    def __init__(self, windows: WindowBatches, corruption: Corruption) -> None:
+    def __init__(self, windows: Windows, corruption: Corruption) -> None:
         self.windows, self.corruption = windows, corruption
 
     def __len__(self) -> int:
@@ -59,19 +71,19 @@ class CorruptedWindows:
         return self
 
     def __next__(self) -> list[Any]:
-        numbers, epoch, seed = self.windows.upcoming(), self.windows.epoch, self.windows.seed
+        places, seed = self.windows.places(), self.windows.seed
         out, start = list[Any](), 0
         for rows in next(self.windows):
-            own = numbers[start : start + len(rows.tokens)]
+            own = places[start : start + len(rows.tokens)]
             start += len(own)
-            out.append(self.corruption.batch(rows, [Place(seed, number, epoch) for number in own]))
+            out.append(self.corruption.batch(rows, [Place(seed, number, epoch) for number, epoch in own]))
         return out
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """Where the run stands, JSON-ready."""
         return self.windows.state()
 
-    def load(self, state: dict[str, int]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Goes to where ``state`` was taken. Raises FileFormatError as `WindowBatches.load`."""
         self.windows.load(state)
 
