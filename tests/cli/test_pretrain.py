@@ -159,3 +159,11 @@ def test_texts_are_mixed_as_they_are_told_to(almanac: Callable[..., Any], text: 
     (tmp_path / "deep" / "text.txt").write_text("another")
     refused = almanac("pretrain", text, tmp_path / "deep" / "text.txt", "--output", out, "--alpha", "1")
     assert refused.code != 0 and "Two texts of a mixture are called text.txt" in refused.err
+
+
+def test_malformed_text_is_read_when_that_is_asked_for(almanac: Callable[..., Any], text: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.txt"
+    broken.write_bytes(text.read_bytes() + b" \xe9\xe8 latin")
+    refused = almanac("pretrain", broken, "--output", tmp_path / "out", *SMALL)
+    assert refused.code != 0 and "--replace-malformed" in refused.err
+    assert almanac("pretrain", broken, "--output", tmp_path / "out", *SMALL, "--replace-malformed").code == 0

@@ -40,6 +40,7 @@ class Pretraining:
             is missing.
         spec: The model: a config.json or spec as JSON, or a model whose shape is to be had; by default a small one that the
             objective is for.
+        replace_malformed: Read malformed bytes as U+FFFD instead of refusing the file.
         tokenizer: A folder with a tokenizer.json; by default byte-level BPE is trained on the text.
         vocab_size: Tokens of the tokenizer that is trained.
         steps: Training steps.
@@ -62,6 +63,7 @@ class Pretraining:
 
     objective: ObjectiveName | None = None
     spec: str | None = None
+    replace_malformed: Annotated[bool, Parameter(negative=())] = False
     tokenizer: Path | None = None
     vocab_size: Count = None
     steps: Count = None
@@ -112,18 +114,21 @@ class Pretraining:
 
         return None if self.spec is None else named(self.spec).spec
 
-    def sources(self, texts: Sequence[Path]) -> Sequence[Path] | dict[str, Corpus]:
+    def sources(self, texts: Sequence[Path]) -> Corpus | dict[str, Corpus]:
         """The texts, each a source of its own where they are to be mixed. Raises RequestError for two of one name."""
         from almanac.tokenizers.train.corpus import Corpus
 
         if self.mixture is None and self.alpha is None:
-            return texts
+            return Corpus.of_files(texts, replace_malformed=self.replace_malformed)
         names = [text.resolve().name for text in texts]
         if len(set(names)) < len(names):
             raise RequestError(
                 f"Two texts of a mixture are called {max(names, key=names.count)}", remedy="Rename one of them."
             )
-        return {name: Corpus.of_files([text]) for name, text in zip(names, texts, strict=True)}
+        return {
+            name: Corpus.of_files([text], replace_malformed=self.replace_malformed)
+            for name, text in zip(names, texts, strict=True)
+        }
 
     def words(self) -> Tokenizer | None:
         """The tokenizer that is named."""
