@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from almanac.tokenizers.train.corpus import Corpus
 
 ObjectiveName = Literal[
-    "next-token", "multi-token", "fill-in-the-middle", "masked", "whole-word", "replaced-token", "span-corruption",
+    "next-token", "multi-token", "fill-in-the-middle", "prefix", "masked", "whole-word", "replaced-token", "span-corruption",
     "denoising", "mixture-of-denoisers",
 ]  # fmt: skip
 Count = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from almanac.core.errors import RequestError
-from almanac.core.state import StackState
+from almanac.core.state import Context, StackState
 from almanac.generate.engine import Request, check_options
 
 
@@ -48,3 +48,6 @@ class EncodedPrompt:
 
     def state(self, request: Request) -> StackState:
         return self.network.begin(torch.tensor([request.tokens]), 1 + request.max_tokens)
+
+    def context(self, request: Request) -> Context | None:
+        return None

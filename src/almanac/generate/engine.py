@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from almanac.core.errors import RequestError
-from almanac.core.state import StackState
+from almanac.core.state import Context, StackState
 from almanac.generate.sampling import Chooser, Sampling
 from almanac.generate.stopping import StopText
 
@@ -32,7 +32,9 @@ class Network(Protocol):
     context_length: int
     vocab_size: int
 
-    def hidden(self, tokens: Tensor, state: StackState | None = ...) -> tuple[Tensor, StackState | None]: ...
+    def hidden(
+        self, tokens: Tensor, state: StackState | None = ..., context: Context | None = ...
+    ) -> tuple[Tensor, StackState | None]: ...
     def logits(self, hidden: Tensor) -> Tensor: ...
     def init_state(self, rows: int, capacity: int) -> StackState: ...
 
@@ -50,6 +52,10 @@ class Opening(Protocol):
 
     def state(self, request: Request) -> StackState:
         """A state of one row that has read none of them, with room for all that may come."""
+        ...
+
+    def context(self, request: Request) -> Context | None:
+        """What the prompt's tokens are told of each other; the prompt is then read in one call. None: nothing."""
         ...
 
 
@@ -200,8 +206,11 @@ class Engine:
     def _prefill(self, handle: Handle) -> None:
         if handle.state is None:
             handle.state = self.opening.state(handle.request)
-        chunk = handle.tokens[handle.fed : handle.fed + self.prefill_chunk]
-        hidden, handle.state = self.network.hidden(torch.tensor([chunk]), handle.state)
+        context = self.opening.context(handle.request)
+        size = self.prefill_chunk if context is None else len(handle.tokens)
+        chunk = handle.tokens[handle.fed : handle.fed + size]
+        told = () if context is None else (context,)
+        hidden, handle.state = self.network.hidden(torch.tensor([chunk]), handle.state, *told)
         handle.fed += len(chunk)
         if handle.fed == len(handle.tokens):
             assert handle.state is not None
@@ -281,6 +290,9 @@ class Continued:
 
     def state(self, request: Request) -> StackState:
         return self.network.init_state(1, len(request.tokens) + request.max_tokens)
+
+    def context(self, request: Request) -> Context | None:
+        return None
 
 
 class TextStreamMaker(Protocol):

@@ -19,7 +19,8 @@ from almanac.core.site import Leaf
 from almanac.core.technique import Attachment, Plan, Rewrite, Technique
 from almanac.core.weight import StoredWeight
 from almanac.generate.encoded_prompt import EncodedPrompt
-from almanac.generate.engine import Engine, Event, Request
+from almanac.generate.engine import Engine, Event, Opening, Request
+from almanac.generate.prefix_prompt import PrefixPrompt, reads_prefixes
 from almanac.generate.sampling import Sampling
 from almanac.nn.encoder_decoder import EncoderDecoder
 from almanac.nn.stack import Decoder
@@ -132,8 +133,13 @@ class LanguageModel:
             text_stream=lambda: KnownText(self.tokenizer),
             max_rows=max_rows,
             prefill_chunk=prefill_chunk,
-            opening=EncodedPrompt(self.network) if isinstance(self.network, EncoderDecoder) else None,
+            opening=self._opening(),
         )
+
+    def _opening(self) -> Opening | None:
+        if isinstance(self.network, EncoderDecoder):
+            return EncodedPrompt(self.network)
+        return PrefixPrompt(self.network) if reads_prefixes(self.spec) else None
 
     def attach(self, technique: Technique, calibration: Iterable[Tensor] | None = None) -> LanguageModel:
         """Applies a technique in place and adds it to the plan; returns this model."""

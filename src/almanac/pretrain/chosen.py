@@ -12,6 +12,7 @@ from almanac.pretrain.objectives.mixture_of_denoisers import MixtureOfDenoisers
 from almanac.pretrain.objectives.multi_token import MultiToken
 from almanac.pretrain.objectives.next_token import NextToken
 from almanac.pretrain.objectives.objective import Objective
+from almanac.pretrain.objectives.prefix import Prefix
 from almanac.pretrain.objectives.replaced_token import ReplacedToken
 from almanac.pretrain.objectives.span_corruption import SpanCorruption
 from almanac.train.activation_checkpointing import ActivationCheckpointing
@@ -55,6 +56,7 @@ OBJECTIVES: dict[str, Objective] = {
     "next-token": NextToken(),
     "multi-token": MultiToken(),
     "fill-in-the-middle": FillInTheMiddle(),
+    "prefix": Prefix(),
     "masked": Masked(),
     "whole-word": Masked(whole_words=True),
     "replaced-token": ReplacedToken(),
