@@ -28,6 +28,10 @@ GEMMA3_ROPES = {FULL: {**LINEAR, "rope_theta": 1e6}, SLIDING: {"rope_type": "def
 FACTORS = {
     "embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 1.5,
 }  # fmt: skip
+HYBRID = {
+    **FACTORS, "layer_types": ["mamba", "attention", "mamba"], "shared_intermediate_size": 64, "mamba_n_heads": 8,
+    "mamba_d_state": 16,
+}  # fmt: skip
 TIED = {"tie_word_embeddings": True}
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 1000.0, "short_factor": [1.0, 1.5, 2, 2.5, 3, 3.5, 4, 4.5],
@@ -65,6 +69,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2, a key-value head each, linear": ("olmo2", {"num_key_value_heads": 4, "rope_parameters": LINEAR}),
     "granite": ("granite", FACTORS),
     "granite, tied, biases": ("granite", {**TIED, **FACTORS, "attention_bias": True, "rope_parameters": small.LLAMA3}),
+    "granite 4": ("granitemoehybrid", {**HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "granite 4, dense, rotary, tied, groups": (
+        "granitemoehybrid",
+        {**TIED, **HYBRID, "num_local_experts": 0, "position_embedding_type": "rope", "mamba_n_groups": 4},
+    ),
     "olmo3, yarn": (
         "olmo3",
         {

@@ -117,7 +117,7 @@ HUB: dict[str, tuple[Change, type[AlmanacError], str]] = {
         "ids up to 379, the embedding holds 64",
     ),
     "an unknown architecture": (config(model_type="lama"), ArchitectureError, "nearest is 'llama'"),
-    "an architecture like none": (config(model_type="xyzzy"), ArchitectureError, "Known are bitnet, bloom"),
+    "an architecture like none": (config(model_type="xyzzy"), ArchitectureError, "Known are bamba, bitnet, bloom"),
     "no architecture": (config(model_type=...), ArchitectureError, "None"),
     "an architecture that is no text": (config(model_type=["llama"]), ArchitectureError, "llama"),
     "auto_map alone": (only_config(auto_map={"AutoModel": "evil.Model"}), ArchitectureError, "code of its own"),

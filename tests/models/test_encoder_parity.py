@@ -27,6 +27,7 @@ from almanac.models.encoder_folder import (
 )
 from almanac.models.encoder_task import encoder_tasks
 from almanac.models.family import Fields, encoder_families, encoder_family_for
+from almanac.nn.convolved_block import ConvolvedBlock
 from almanac.nn.encoder import Encoder
 from almanac.nn.task_model import TaskModel
 
@@ -129,10 +130,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**V3, "position_buckets": -1, "max_relative_positions": -1, "num_labels": 5},
     ),
     "deberta, span": ("DebertaV2ForQuestionAnswering", {**V3, "position_buckets": 10, "max_relative_positions": 17}),
+    "deberta, convolution": ("DebertaV2Model", {**V3, "conv_kernel_size": 3, "conv_act": "gelu"}),
+    "deberta, wide convolution in groups": (
+        "DebertaV2ForMaskedLM",
+        {**V3, "conv_kernel_size": 5, "conv_groups": 4, "share_att_key": False, "embedding_size": 20},
+    ),
+    "deberta, a convolution of one, no relative": (
+        "DebertaV2ForTokenClassification",
+        {**SIZES, "conv_kernel_size": 1, "conv_act": "relu", "type_vocab_size": 2, "num_labels": 3},
+    ),
 }  # fmt: skip
 LAYERS = {
     "AlbertLayer", "BertLayer", "RobertaLayer", "ElectraLayer", "TransformerBlock", "ModernBertEncoderLayer",
-    "DebertaV2Layer",
+    "DebertaV2Layer", "ConvLayer",
 }  # fmt: skip
 LOGITS = (
     "logits", "prediction_logits", "seq_relationship_logits", "sop_logits", "start_logits", "end_logits",
@@ -203,6 +213,14 @@ def listed(output: Any) -> list[Tensor]:
     return list(output) if isinstance(output, tuple) else [output]
 
 
+def steps_of(encoder: Encoder) -> list[nn.Module]:
+    """The layers; of one with a convolution beside it first what it is beside, as theirs are two."""
+    steps: list[nn.Module] = []
+    for layer in encoder.layers:
+        steps += [layer.block, layer] if isinstance(layer, ConvolvedBlock) else [layer]
+    return steps
+
+
 def difference(pair: Pair, *, mask: Tensor | None = None, kinds: bool = False) -> float:
     """The largest difference of what every layer gives and of the answers, where ``mask`` is true."""
     rows = tokens(3)
@@ -218,7 +236,7 @@ def difference(pair: Pair, *, mask: Tensor | None = None, kinds: bool = False) -
         context = Context(positions=torch.arange(TIME).repeat(3, 1), segments=own.long() - 1)
     layers = [module for module in pair.theirs.modules() if type(module).__name__ in LAYERS]
     reference, theirs = watched(layers, lambda: pair.theirs(rows, **given))
-    got, ours = watched(pair.encoder.layers, lambda: pair.ours(rows, context, types))
+    got, ours = watched(steps_of(pair.encoder), lambda: pair.ours(rows, context, types))
     assert len(theirs) == len(ours) > 2
     expected = answers(reference)
     assert all(other.std() > 0.01 or other.numel() < 4 for other in expected)

@@ -1,5 +1,5 @@
 """BitNet b1.58 2B4T (Ma 2025, arXiv 2504.12285): Llama with squared ReLU in the gate and an RMSNorm before the last matrix of
-each sublayer. Its weights were trained to be ternary; what the files hold is taken as it is.
+each sublayer. Its weights were trained to be ternary: plain files are taken as they are, packed ones as `packed_bitnet` says.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """DeBERTa-v2 and -v3 (He 2020, arXiv 2006.03654; He 2021, arXiv 2111.09543): post-norm blocks whose attention keeps content
-and distance apart; one table of distances serves all layers. The two versions differ in training alone.
-
-Not read: the convolution beside the first layer that the two largest models of v2 have.
+and distance apart; one table of distances serves all layers. The two versions differ in training, and in the convolution that
+the two largest models of v2 have beside the first layer.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from almanac.core import spec as core_spec
@@ -15,11 +15,12 @@ from almanac.models.activation_config import activation_name, read_activation
 from almanac.models.bert import KEYS as BERT_KEYS
 from almanac.models.bert import TRAINING_ONLY, read_sizes
 from almanac.models.encoder_task import EncoderTasks, Task, label_tasks, masked, read_pooled, tied_keys, write_masked
-from almanac.models.family import MAX_LAYERS, Config, EncoderFamily, Fields, Key
+from almanac.models.family import MAX_LAYERS, Config, EncoderFamily, Fields, Key, expand
 from almanac.models.shape import if_read_back
 from almanac.nn.attention.bidirectional import BidirectionalAttention, bidirectional
 from almanac.nn.attention.disentangled import DisentangledAttention, disentangled
 from almanac.nn.channel.dense import Dense, dense
+from almanac.nn.convolved_block import CentredConv, ConvolvedBlock
 from almanac.nn.embedding import Embedding
 from almanac.nn.encoder import Encoder
 from almanac.nn.linear import Linear
@@ -44,37 +45,53 @@ _SHARED = tuple(
 
 def keys(spec: Encoder.Spec) -> tuple[Key, ...]:
     """The name table; the one norm of the embeddings stands after the projection, where there is one."""
-    return (
+    first = _block(spec)
+    rows = (
         *_SHARED,
         *(Key(f"layers.{{i}}.{ours}", f"encoder.layer.{{i}}.{theirs}") for ours, theirs in _RENAMED.items()),
         Key("projection", "embeddings.embed_proj"),
         Key("norm" if spec.projected_norm is None else "projected_norm", "embeddings.LayerNorm"),
-        *(DISTANCES if isinstance(spec.layers[0], PostNormBlock.Spec) and _is_owner(spec.layers[0]) else ()),
+        *(DISTANCES if first is not None and isinstance(first.mixer, DisentangledAttention.Spec) else ()),
     )
+    if not (spec.layers and isinstance(spec.layers[0], ConvolvedBlock.Spec)):
+        return rows
+    inner = (
+        replace(row, ours=str(row.ours).replace("layers.0.", "layers.0.block."))
+        for row in expand(rows, len(spec.layers))
+    )
+    return (*inner, *CONVOLUTION)
 
 
 DISTANCES = (
     Key("layers.0.mixer.distances.table", "encoder.rel_embeddings"),
     Key("layers.0.mixer.distances.norm", "encoder.LayerNorm"),
 )
+CONVOLUTION = (Key("layers.0.conv", "encoder.conv.conv"), Key("layers.0.norm", "encoder.conv.LayerNorm"))
 
 
-def _is_owner(block: PostNormBlock.Spec) -> bool:
-    return isinstance(block.mixer, DisentangledAttention.Spec)
+def _block(spec: Encoder.Spec) -> PostNormBlock.Spec | None:
+    """The first block, without the convolution that it may have beside it."""
+    first = spec.layers[0] if spec.layers else None
+    first = first.block if isinstance(first, ConvolvedBlock.Spec) else first
+    return first if isinstance(first, PostNormBlock.Spec) else None
 
 
 def read(fields: Fields) -> Encoder.Spec:
     """config.json -> spec."""
     hidden, _ = read_sizes(fields)
     fields.pass_over(*TRAINING_ONLY, *HEADS_ONLY)
-    if fields.any("conv_kernel_size"):
-        raise UnsupportedError("A DeBERTa with a convolution", remedy="Use a model of version 3, which has none.")
     norm = LayerNorm.Spec(hidden=hidden, epsilon=fields.number("layer_norm_eps", EPSILON))
     channel = dense(hidden, fields.integer("intermediate_size"), activation=read_activation(fields))
-    layers = tuple(
+    layers: tuple[core_spec.Spec, ...] = tuple(
         PostNormBlock.Spec(mixer=mixer, mixer_norm=norm, channel=channel, channel_norm=norm)
         for mixer in _mixers(fields)
     )
+    if reach := fields.integer("conv_kernel_size", 0, low=0):
+        conv = CentredConv.Spec(hidden=hidden, width=reach, groups=fields.integer("conv_groups", 1))
+        beside = read_activation(fields, "conv_act", "tanh")
+        layers = (ConvolvedBlock.Spec(block=layers[0], conv=conv, norm=norm, activation=beside), *layers[1:])
+    else:
+        fields.pass_over("conv_groups", "conv_act")
     width = fields.integer("embedding_size", hidden)
     length, types = fields.integer("max_position_embeddings", 512), fields.integer("type_vocab_size", 0, low=0)
     narrow = width != hidden
@@ -137,8 +154,8 @@ def _terms(fields: Fields) -> list[str]:
 
 def write(spec: Encoder.Spec) -> Config | None:
     """Spec -> config.json, or None when it is no DeBERTa."""
-    block, norm = spec.layers[0] if spec.layers else None, spec.norm or spec.projected_norm
-    if not isinstance(block, PostNormBlock.Spec) or not isinstance(norm, LayerNorm.Spec):
+    block, norm = _block(spec), spec.norm or spec.projected_norm
+    if block is None or not isinstance(norm, LayerNorm.Spec):
         return None
     if not isinstance(block.channel, Dense.Spec) or activation_name(block.channel.activation) is None:
         return None
@@ -154,6 +171,9 @@ def write(spec: Encoder.Spec) -> Config | None:
         "position_biased_input": spec.positions is not None,
         "type_vocab_size": spec.token_types.vocab_size if spec.token_types is not None else 0,
     }
+    if isinstance(first := spec.layers[0], ConvolvedBlock.Spec):
+        config |= {"conv_kernel_size": first.conv.width, "conv_groups": first.conv.groups}
+        config["conv_act"] = activation_name(first.activation)
     mixer: Any = block.mixer
     if isinstance(mixer, DisentangledAttention.Spec) and isinstance(mixer.distances, Distances.Spec):
         config |= _write_distances(mixer, mixer.distances)

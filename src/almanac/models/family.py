@@ -82,6 +82,7 @@ class Family:
     - ``keys``: the name table; a function of the spec where names depend on it (experts, layers of several kinds)
     - ``tiny``: fields of the configuration of a tiny model that has all that is special to the family
     - ``derived``: endings of tensors that old files carry along and that follow from the configuration
+    - ``unread``: beginnings of tensors that no next token comes of, such as further heads that predict later ones
     - ``gguf_fields``: how the metadata of its GGUF files tell the configuration
     """
 
@@ -93,6 +94,7 @@ class Family:
     gguf: str | None = None
     tiny: Config = field(default_factory=dict)
     derived: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     gguf_fields: GgufFields = field(default_factory=GgufFields)
 
     def rows(self, spec: Decoder.Spec) -> list[Key]:

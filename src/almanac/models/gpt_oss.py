@@ -1,6 +1,7 @@
 """GPT-OSS (OpenAI 2025, arXiv 2508.10925): experts with a clamped activation, attention sinks, windows in every other layer.
 
-Files keep gate and up of all experts in one tensor, their columns alternating; matrices are [in, out].
+Files keep gate and up of all experts in one tensor, their columns alternating; matrices are [in, out]. The published ones
+pack them (`packed_mxfp4`).
 """
 
 from __future__ import annotations

@@ -47,6 +47,13 @@ def write(spec: Decoder.Spec) -> Config | None:
     }
 
 
+FACTORS = (
+    Entry("attention.scale", "attention_multiplier"),
+    Entry("residual_scale", "residual_multiplier"),
+    Entry("embedding_scale", "embedding_multiplier"),
+    Entry("logit_scale", "logits_scaling"),
+)
+"""The four of them in GGUF."""
 FAMILY = Family(
     "granite",
     "GraniteForCausalLM",
@@ -55,13 +62,7 @@ FAMILY = Family(
     KEYS,
     gguf="granite",
     gguf_fields=GgufFields(
-        entries=(
-            RMS_EPSILON,
-            Entry("attention.scale", "attention_multiplier"),
-            Entry("residual_scale", "residual_multiplier"),
-            Entry("embedding_scale", "embedding_multiplier"),
-            Entry("logit_scale", "logits_scaling"),
-        )
+        entries=(RMS_EPSILON, *FACTORS),
     ),
     tiny={
         "embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 1.5,

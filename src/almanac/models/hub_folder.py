@@ -17,6 +17,7 @@ from almanac.files.safetensors import read_sharded, write_safetensors
 from almanac.files.strict_json import read_json
 from almanac.models.checkpoint import IGNORED_SUFFIXES, ForeignCheckpoint, Packed, describing, drop_tied_head
 from almanac.models.family import Config, Family, Fields, families, family_for
+from almanac.models.packing import Packing, packing_of, packings, unpacked
 from almanac.models.tensor_layout import to_ours, to_theirs
 from almanac.nn.head import TiedHead
 from almanac.nn.stack import Decoder
@@ -38,25 +39,23 @@ def read_config(folder: Path) -> Config:
 
 
 def read_plain_config(folder: Path) -> Config:
-    """config.json of a model that needs no code of its own and whose weights are what they say.
-
-    Raises as ``read_config``, ArchitectureError for code, FileFormatError for weights in a foreign packed form.
-    """
+    """config.json of a model that needs no code of its own. Raises as ``read_config``, ArchitectureError for code."""
     config = read_config(folder)
     if "auto_map" in config and "model_type" not in config:
         raise ArchitectureError(f"{folder} wants code of its own (auto_map)", remedy="Use a model of a known family.")
-    if foreign := config.get("quantization_config") or config.get("compression_config"):
-        method = foreign.get("quant_method") if isinstance(foreign, dict) else foreign
-        raise FileFormatError(
-            f"{folder} holds weights quantized by {method!r}, which this reader would take for something else",
-            remedy="Fetch the unquantized model or a GGUF file of it.",
-        )
     return config
 
 
-def family_and_fields(folder: Path, find: Callable[[str], Found]) -> tuple[Found, Fields]:
-    """The family that ``find`` has for the folder's ``model_type``, and its configuration. Raises as both."""
+def family_and_fields(
+    folder: Path, find: Callable[[str], Found], methods: Mapping[str, Packing] | None = None
+) -> tuple[Found, Fields]:
+    """The family that ``find`` has for the folder's ``model_type``, and its configuration.
+
+    ``methods``: the ways of packing weights that the caller reads. Raises as ``read_plain_config``, ``find``, and
+    FileFormatError for weights packed otherwise.
+    """
     config = read_plain_config(folder)
+    packing_of(config, folder, methods or {})
     return find(str(config.get("model_type"))), Fields(config, str(folder / "config.json"))
 
 
@@ -95,16 +94,17 @@ def read_hub_folder(folder: Path) -> ForeignCheckpoint:
 
     Raises:
         NotFoundError: no config.json or weights. ArchitectureError: unknown family. FileFormatError: damaged files,
-        or a name that the family does not know.
+        weights packed in a way not read, or a name that the family does not know.
     """
-    family, fields = family_and_fields(folder, family_for)
+    family, fields = family_and_fields(folder, family_for, packings())
     with describing(folder / "config.json"):
         spec = family.read(fields)
-    source = read_sharded(folder)
+    source = unpacked(fields.config, folder, read_sharded(folder))
     with describing(folder / "config.json"):
         shapes, rows = shapes_of(spec), family.rows(spec)
     found, unknown = to_ours(rows, shapes, source)
-    left = [name for name in unknown if not name.endswith((*IGNORED_SUFFIXES, *family.derived))]
+    ignored = (*IGNORED_SUFFIXES, *family.derived)
+    left = [name for name in unknown if not (name.endswith(ignored) or name.startswith(family.unread))]
     if left:
         raise no_tensor_of(folder, left[0], family.model_type)
     tensors: dict[str, Tensor | Packed] = {**found}

@@ -16,19 +16,28 @@ from almanac.nn.mixer_block import MixerBlock
 from almanac.nn.recurrent.mamba2 import GroupedRMSNorm, Mamba2, mamba2
 from almanac.nn.stack import Decoder
 
-_OURS, _THEIRS = "layers.{i}.mixer.", "backbone.layers.{i}.mixer."
+_OURS = "layers.{i}.mixer."
+
+
+def mixer_keys(ours: str, theirs: str) -> tuple[Key, ...]:
+    """The rows of one layer; ``ours`` is our path of its mixer with its dot, ``theirs`` that of their module."""
+    return (
+        Key((ours + "gate", ours + "inward", ours + "step"), theirs + "in_proj", layout=Concat()),
+        Key(ours + "conv", theirs + "conv1d"),
+        Key(ours + "step_bias", theirs + "dt_bias", bare=True),
+        Key(ours + "log_decay", theirs + "A_log", bare=True),
+        Key(ours + "skip", theirs + "D", bare=True),
+        Key(ours + "norm", theirs + "norm"),
+        Key(ours + "out", theirs + "out_proj"),
+    )
+
+
 KEYS = (
     Key("embed", "backbone.embeddings"),
     Key("norm", "backbone.norm_f"),
     Key("head.projection", "lm_head"),
     Key("layers.{i}.mixer_norm", "backbone.layers.{i}.norm"),
-    Key((_OURS + "gate", _OURS + "inward", _OURS + "step"), _THEIRS + "in_proj", layout=Concat()),
-    Key(_OURS + "conv", _THEIRS + "conv1d"),
-    Key(_OURS + "step_bias", _THEIRS + "dt_bias", bare=True),
-    Key(_OURS + "log_decay", _THEIRS + "A_log", bare=True),
-    Key(_OURS + "skip", _THEIRS + "D", bare=True),
-    Key(_OURS + "norm", _THEIRS + "norm"),
-    Key(_OURS + "out", _THEIRS + "out_proj"),
+    *mixer_keys(_OURS, "backbone.layers.{i}.mixer."),
 )
 NO_LIMIT = (0.0, math.inf)
 
@@ -110,21 +119,25 @@ def write(spec: Decoder.Spec) -> Config | None:
 
 
 def gguf_keys(spec: Decoder.Spec) -> tuple[Key, ...]:
-    """The name table of GGUF, where what a head has one of is a column, and each group's part of the norm a row."""
-    block, theirs = spec.layers[0], "blk.{i}."
+    """The name table of GGUF."""
+    block = spec.layers[0]
     assert isinstance(block, MixerBlock.Spec) and isinstance(block.mixer, Mamba2.Spec)
-    column = (block.mixer.num_heads, 1)
-    parts = (block.mixer.num_groups, block.mixer.out.in_features // block.mixer.num_groups)
+    norm = named("layers.{i}.mixer_norm", "blk.{i}.attn_norm")
+    return (*AROUND, norm, *stored_keys(_OURS, "blk.{i}.", block.mixer))
+
+
+def stored_keys(ours: str, theirs: str, mixer: Mamba2.Spec) -> tuple[Key, ...]:
+    """The rows in GGUF of one layer, where what a head has one of is a column, and each group's part of the norm a row."""
+    column = (mixer.num_heads, 1)
+    parts = (mixer.num_groups, mixer.out.in_features // mixer.num_groups)
     return (
-        *AROUND,
-        named("layers.{i}.mixer_norm", theirs + "attn_norm"),
-        named((_OURS + "gate", _OURS + "inward", _OURS + "step"), theirs + "ssm_in"),
-        named(_OURS + "conv", theirs + "ssm_conv1d", Unsqueeze()),
-        tensor(_OURS + "step_bias", theirs + "ssm_dt.bias"),
-        tensor(_OURS + "log_decay", theirs + "ssm_a", Decay(shape=column)),
-        tensor(_OURS + "skip", theirs + "ssm_d", Reshaped(shape=column)),
-        named(_OURS + "norm", theirs + "ssm_norm", Reshaped(shape=parts)),
-        named(_OURS + "out", theirs + "ssm_out"),
+        named((ours + "gate", ours + "inward", ours + "step"), theirs + "ssm_in"),
+        named(ours + "conv", theirs + "ssm_conv1d", Unsqueeze()),
+        tensor(ours + "step_bias", theirs + "ssm_dt.bias"),
+        tensor(ours + "log_decay", theirs + "ssm_a", Decay(shape=column)),
+        tensor(ours + "skip", theirs + "ssm_d", Reshaped(shape=column)),
+        named(ours + "norm", theirs + "ssm_norm", Reshaped(shape=parts)),
+        named(ours + "out", theirs + "ssm_out"),
     )
 
 

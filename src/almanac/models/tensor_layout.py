@@ -81,26 +81,23 @@ class Concat(Layout):
 
 @dataclass(frozen=True, kw_only=True)
 class PerHead(Layout):
-    """Queries, keys and values of each group of heads side by side: rows [groups, queries of a group + 2, head_dim].
+    """Several of ours side by side within each of ``groups`` of heads: rows [groups, those of the first, the second, ...].
 
-    One group per head is GPT-NeoX's and BLOOM's way, one per key-value head Falcon's.
+    Queries, keys and values in one group per head are GPT-NeoX's and BLOOM's way, in one per key-value head Falcon's.
     """
 
     groups: int
 
     def read(self, theirs: Sequence[Tensor], shapes: Sequence[Size]) -> list[Tensor]:
         (whole,) = theirs
-        q, k, v = (shape[0] for shape in shapes)
-        if k != v or q % k or k % self.groups or whole.shape[0] != q + k + v:
-            raise _unfit(whole, f"queries, keys and values of {q}, {k} and {v} rows in {self.groups} groups")
-        head_dim = k // self.groups
-        parts = whole.reshape(self.groups, -1, head_dim, *whole.shape[1:]).split([q // k, 1, 1], dim=1)
+        sizes = [shape[0] for shape in shapes]
+        if any(size % self.groups for size in sizes) or whole.shape != (sum(sizes), *shapes[0][1:]):
+            raise _unfit(whole, f"parts of {sizes} rows in {self.groups} groups")
+        parts = whole.unflatten(0, (self.groups, -1)).split([size // self.groups for size in sizes], dim=1)
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        head_dim = ours[1].shape[0] // self.groups
-        parts = [part.reshape(self.groups, -1, head_dim, *part.shape[1:]) for part in ours]
-        return [torch.cat(parts, dim=1).flatten(0, 2)]
+        return [torch.cat([part.unflatten(0, (self.groups, -1)) for part in ours], dim=1).flatten(0, 1)]
 
 
 @dataclass(frozen=True, kw_only=True)

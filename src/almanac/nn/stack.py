@@ -13,6 +13,7 @@ from almanac.core.errors import RequestError, ShapeError
 from almanac.core.state import Context, StackState, positions_after
 from almanac.nn.embedding import Embedding
 from almanac.nn.positions.learned import LearnedPositions
+from almanac.nn.shared_attention import share_blocks
 
 
 class Decoder(nn.Module):
@@ -48,6 +49,7 @@ class Decoder(nn.Module):
         self.embed_norm = spec.embed_norm.build() if spec.embed_norm is not None else None
         self.embed_inward = spec.embed_inward.build() if spec.embed_inward is not None else None
         self.layers = nn.ModuleList([layer.build() for layer in spec.layers])
+        share_blocks(self.layers)
         self.norm = spec.norm.build()
         self.head = spec.head.build()
 

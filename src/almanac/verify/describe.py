@@ -29,6 +29,7 @@ from almanac.nn.encoder import Encoder
 from almanac.nn.encoder_decoder import EncoderDecoder
 from almanac.nn.linear import Linear
 from almanac.nn.positions.learned import LearnedPositions
+from almanac.nn.shared_attention import Doubled, SharedAttentionBlock
 from almanac.nn.stack import Decoder
 from almanac.objectives.next_token import CHUNK_TARGETS
 from almanac.train.optimizers.adamw import AdamW
@@ -185,11 +186,13 @@ def _measured(
     notes: list[str],
     idle: dict[str, tuple[int, float]],
 ) -> _Layer:
-    """A kind of layer, run on the meta device."""
+    """A kind of layer, run on the meta device; one that shares another's block as if that were its own."""
     found = _Layer(copies)
-    width = spec.embed_inward.out_features if isinstance(spec.embed_inward, Linear.Spec) else spec.embed.hidden
+    alone = layer.alone() if isinstance(layer, SharedAttentionBlock.Spec) else layer
+    inward = spec.embed_inward
+    width = inward.out_features if isinstance(inward, Linear.Spec | Doubled.Spec) else spec.embed.hidden
     with torch.device("meta"):
-        block = layer.build().to(dtype)
+        block = alone.build().to(dtype)
 
         def run(time: int, state: Any = None) -> Any:
             return block(torch.empty(1, time, width, dtype=dtype), _context(time), state)
@@ -199,7 +202,7 @@ def _measured(
                 with torch.no_grad():
                     operations, rows = counted(lambda time=time: run(time), block)
                 found.operations[time] = operations / time
-            found.kept_bytes[MEASURED[-1]] = _saved_here(layer, MEASURED[-1], width, dtype)
+            found.kept_bytes[MEASURED[-1]] = _saved_here(alone, MEASURED[-1], width, dtype)
             _note_idle(block, layer, spec, rows, MEASURED[-1], idle)
         except UNFIT as error:
             notes.append(f"operations of {layer.kind()} are those of its maps alone: it needs numbers ({error!s:.80})")

@@ -3,7 +3,8 @@
 Vaswani 2017, arXiv 1706.03762, equation 1: softmax(q kᵀ / sqrt(d)) v. Fewer key-value than query heads is grouped-query
 attention (Ainslie 2023, arXiv 2305.13245), one is multi-query (Shazeer 2019, arXiv 1911.02150). A ``score_bias`` adds what it
 knows of two positions to their score. Queries and keys may be normalised (Dehghani 2023, arXiv 2302.05442, section 2.1),
-within each head or over the whole width, before they are turned or (``turned_norm``) after.
+within each head or over the whole width, before they are turned or (``turned_norm``) after. What the heads have read may pass
+a gate that the token opens, sigmoid(W_g x) for each number (Qiu 2025, arXiv 2505.06708).
 
 Legend: b batch, t new tokens, l tokens so far, n query heads, m key-value heads, d head_dim, h hidden.
 """
@@ -58,6 +59,7 @@ class Attention(Mixer):
         softcap: float | None = None  # of the scores
         sinks: Learned.Spec | None = None  # a score per query head that nothing is read from
         clip: float | None = None  # bound of what q, k and v project to (MPT, OLMo)
+        gate: Linear.Spec | None = None  # h -> n d: how much of what the heads have read goes on to o
 
         def __post_init__(self) -> None:
             require_shared(self.num_heads, self.num_kv_heads)
@@ -82,6 +84,11 @@ class Attention(Mixer):
                     f"Sinks of shape {self.sinks.size} for {self.num_heads} query heads",
                     remedy="Give each query head one.",
                 )
+            if self.gate is not None and self.gate.out_features != self.o.in_features:
+                raise ShapeError(
+                    f"A gate of {self.gate.out_features} features over heads of {self.o.in_features}",
+                    remedy="Give it as many as the heads have together.",
+                )
 
         def build(self) -> Attention:
             return Attention(self)
@@ -98,6 +105,7 @@ class Attention(Mixer):
         self.turned_norm = spec.turned_norm.build() if spec.turned_norm is not None else None
         self.norms_whole = _is_over(spec.q_norm, spec.q.out_features), _is_over(spec.k_norm, spec.k.out_features)
         self.sinks = spec.sinks.build() if spec.sinks is not None else None
+        self.gate = spec.gate.build() if spec.gate is not None else None
         self.scale, self.softcap, self.clip = spec.scale, spec.softcap, spec.clip
         self.visible_key = f"visible/{spec.mask.digest()}"  # here, since hashing does not compile
         self.bias_key = ""
@@ -129,7 +137,8 @@ class Attention(Mixer):
             y = attend_by_length(self.position, (q, k, v), mask, (context.positions, context.positions), rule)
         else:
             y = self._whole(q, k, v, context, rule)
-        return self.o(from_heads(y)), state
+        y = from_heads(y)
+        return self.o(y if self.gate is None else y * torch.sigmoid(self.gate(x))), state
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tensor:
         """A call without a state: q [b, n, t, d]; k, v [b, m, t, d] -> [b, n, t, d]."""

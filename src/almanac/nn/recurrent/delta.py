@@ -23,6 +23,7 @@ from almanac.core import spec
 from almanac.core.errors import ShapeError
 from almanac.core.site import Site
 from almanac.core.state import Context, Mixer, State
+from almanac.nn.activation import Activation, Silu
 from almanac.nn.linear import Linear
 from almanac.nn.norm import RMSNorm
 from almanac.nn.recurrent.conv import CausalConv, Uniform
@@ -74,6 +75,7 @@ class Delta(Mixer):
         num_heads: int  # n
         num_key_heads: int  # m
         epsilon: float = 1e-6  # of the length of q and k
+        activation: Activation = Silu()  # after the convolution
 
         def __post_init__(self) -> None:
             keys, values = self.q.out_features, self.v.out_features
@@ -100,6 +102,7 @@ class Delta(Mixer):
         self.forget = spec.forget.build() if spec.forget is not None else None
         self.norm, self.out = spec.norm.build(), spec.out.build()
         self.num_heads, self.num_key_heads, self.epsilon = spec.num_heads, spec.num_key_heads, spec.epsilon
+        self.activation = spec.activation
         self.widths = [spec.q.out_features, spec.q.out_features, spec.v.out_features]
         self.sizes = (spec.q.out_features // spec.num_key_heads, spec.v.out_features // spec.num_heads)
         self.past = spec.conv.width - 1
@@ -112,7 +115,7 @@ class Delta(Mixer):
         before, memory = (part.to(x.device) for part in given.parts)
         mixed = torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
         mixed, before = self.conv(mixed, before, context.segments)
-        q, k, v = wide(F.silu(mixed)).split(self.widths, dim=-1)
+        q, k, v = wide(self.activation(mixed)).split(self.widths, dim=-1)
         q, k = (self._per_head(unit(part.unflatten(-1, (self.num_key_heads, -1)), self.epsilon)) for part in (q, k))
         v = v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         beta = torch.sigmoid(wide(self.beta(x))).transpose(1, 2).unsqueeze(-1)  # [b, n, t, 1]

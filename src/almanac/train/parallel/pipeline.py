@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from almanac.core.errors import UnsupportedError
 from almanac.core.site import Around
 from almanac.nn.head import Head, TiedHead
+from almanac.nn.shared_attention import Borrowed
 from almanac.nn.stack import Decoder
 from almanac.train.parallel.mesh import Ranks
 from almanac.train.parallel.rules import Layout
@@ -185,7 +186,7 @@ def cut_stages(network: Decoder, ranks: Ranks, layout: Layout) -> Stage:
     A table that the head shares stays on every stage, and its gradient is summed over them.
 
     Raises:
-        UnsupportedError: fewer blocks than stages, or a head that this does not know.
+        UnsupportedError: fewer blocks than stages, blocks with common weights, or a head that this does not know.
     """
     stages, stage, count = ranks.size(AXIS), ranks.index(AXIS), len(network.layers)
     if count < stages:
@@ -197,6 +198,11 @@ def cut_stages(network: Decoder, ranks: Ranks, layout: Layout) -> Stage:
         raise UnsupportedError(
             f"A pipeline ends in the head of a language model, not in {type(head).__qualname__}",
             remedy="Use the shard axis.",
+        )
+    if any(isinstance(module, Borrowed) for module in network.layers.modules()):
+        raise UnsupportedError(
+            "Layers that share a block on several pipeline stages, each of which would train its own",
+            remedy="Use a mesh without the pipeline axis.",
         )
     starts = [index * (count // stages) + min(index, count % stages) for index in range(stages + 1)]
     for index in range(count):
