@@ -116,3 +116,20 @@ def test_a_reference_that_is_too_short_or_missing_is_refused(tmp_path: Path) -> 
     NgramPerplexity(reference=str(tmp_path / "short.txt"), max_perplexity=50).prepare(tmp_path)
     with pytest.raises(NotFoundError):
         NgramPerplexity(reference=str(tmp_path / "none.txt")).prepare(tmp_path)
+
+
+def test_words_that_nobody_knows_are_not_what_is_expected(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rare = [f"rare{number}" for number in range(300)]
+    lines = [
+        line + (f" {rng.choice(rare)} {rng.choice(rare)}" if rng.random() < 0.3 else "")
+        for line in text_of(0, 1000).split("\n")
+    ]
+    (tmp_path / "good.txt").write_text("\n".join(lines))
+    model = train(lines)
+    assert model.rare > 10
+    unknown = " ".join(f"x{number}" for number in range(200))
+    assert model.perplexity(unknown) > 3 * model.perplexity(text_of(30, 60))
+    judge = NgramPerplexity(reference=str(tmp_path / "good.txt")).prepare(tmp_path)
+    assert isinstance(judge(Document("u", unknown)), Removed)
+    assert isinstance(judge(Document("g", text_of(31, 60))), Document)

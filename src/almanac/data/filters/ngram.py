@@ -7,8 +7,9 @@ the gram (its continuation count). With c(h.) their sum and t(h) how many differ
     p(w | h) = max(c(h w) - D, 0) / c(h.) + D t(h) / c(h.) p(w | h'),   h' = h without its first word,   p_0 = 1 / V
 
 Deviations: words seen less than ``min_count`` times are one unknown word, so a rare word is told from a common one but not
-from another rare one; grams that begin a line have continuation counts like all others. Grams are known by 64-bit
-numbers (`fingerprint`), not by their words.
+from another rare one. A perplexity takes an unknown word for one of the rare words there were, all equally likely, or else
+text of unknown words alone would be the most probable of all. Grams that begin a line have continuation counts like all
+others. Grams are known by 64-bit numbers (`fingerprint`), not by their words.
 
 Legend: n order, V different words that can be predicted (the unknown one and the end of a line among them).
 """
@@ -56,10 +57,11 @@ class Level:
 
 @dataclass(frozen=True)
 class NgramModel:
-    """A model that was trained; ``levels[k - 1]`` is order k."""
+    """A model that was trained; ``levels[k - 1]`` is order k, ``rare`` how many different words are the unknown one."""
 
     vocabulary: dict[str, int]
     levels: tuple[Level, ...]
+    rare: int = 1
 
     @property
     def order(self) -> int:
@@ -76,9 +78,13 @@ class NgramModel:
         return np.log(p)
 
     def perplexity(self, text: str) -> float:
-        """exp of the mean negative logarithm over the tokens of ``text``; infinite for a text without any."""
+        """exp of the mean negative logarithm over the tokens of ``text``, an unknown word being one of the rare ones.
+
+        Infinite for a text without any.
+        """
         found = self.log_probabilities(text)
-        return math.exp(-float(found.mean())) if len(found) else math.inf
+        unknown = sum(word not in self.vocabulary for line in text.split("\n") for word in words(line))
+        return math.exp((unknown * math.log(self.rare) - float(found.sum())) / len(found)) if len(found) else math.inf
 
 
 def train(texts: Iterable[str], *, order: int = 3, min_count: int = 2) -> NgramModel:
@@ -97,7 +103,7 @@ def train(texts: Iterable[str], *, order: int = 3, min_count: int = 2) -> NgramM
         totals = np.bincount(inverse, weights=counts, minlength=len(names))
         followers = np.bincount(inverse, minlength=len(names)).astype(np.float64)
         levels.append(Level(keys, counts.astype(np.float64), names, totals, followers))
-    return NgramModel(vocabulary, tuple(reversed(levels)))
+    return NgramModel(vocabulary, tuple(reversed(levels)), max(1, len(seen) - len(kept)))
 
 
 def _ids(lines: list[list[str]], vocabulary: dict[str, int], order: int) -> np.ndarray:

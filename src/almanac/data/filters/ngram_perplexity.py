@@ -20,7 +20,8 @@ from almanac.data.filters.step import Judge, Removed, Step
 from almanac.data.sources.document import Document
 from almanac.data.sources.texts_file import texts_of
 
-HELD_OUT_EVERY = 10  # lines of the reference
+HELD_OUT_EVERY = 10  # stretches of the reference
+STRETCH = 50  # lines that are held out together: a line beside one that was learned is too easy
 MAX_REFERENCE = 2_000_000  # words that are learned from
 LEAST = 50  # held-out lines, to set a bound by
 JUDGED = 4_000  # characters of a document, from its middle
@@ -65,7 +66,7 @@ class NgramPerplexity(Step):
         count = 0
         lines = itertools.chain.from_iterable(text.split("\n") for text in texts_of(self.reference, self.field))
         for number, line in enumerate(line for line in lines if line.strip()):
-            (held_out if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else learned).append(line)
+            (held_out if number // STRETCH % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else learned).append(line)
             count += len(words(line))
             if count > MAX_REFERENCE:
                 break
