@@ -105,7 +105,7 @@ def mesh(text: str | None) -> Mesh | None:
                 f"{quoted(text)} is no mesh", remedy=f"Say it as data=2,tensor=2; the axes are {', '.join(AXES)}."
             )
         sizes[axis] = int(size)
-    return Mesh(**sizes)
+    return Mesh().with_(**sizes)
 
 
 def optimizer(name: str | None) -> Optimizer | None:

@@ -73,7 +73,8 @@ def _require_same(folder: Path, network: nn.Module, spec: TaskModel.Spec) -> Non
     time = min(16, spec.encoder.context_length)
     rows = torch.randint(spec.encoder.embed.vocab_size, (2, time), generator=dice)
     before = network.training
-    network.eval(), again.eval()
+    network.eval()
+    again.eval()
     with torch.inference_mode():
         same = torch.equal(network(rows), again(rows))
     network.train(before)

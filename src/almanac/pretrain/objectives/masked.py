@@ -108,17 +108,24 @@ def with_head(given: Spec, head: type[Spec]) -> TaskModel.Spec:
     """
     if isinstance(given, TaskModel.Spec) and isinstance(given.head, head):
         return given
-    for tasks in encoder_tasks() if isinstance(given, Encoder.Spec) else ():
-        config = tasks.family.write(given)
-        if config is None or tasks.family.read(Fields(config)) != given:
-            continue
-        for task in tasks.tasks:
-            if task.head is head:
-                return TaskModel.Spec(encoder=given, head=task.read(Fields(config), given))
+    found = _known(given, head) if isinstance(given, Encoder.Spec) else None
+    if found is not None:
+        return found
     raise RequestError(
         f"{given.kind()} is no encoder that is known with a {head.kind()}",
         remedy="Give the config.json of an encoder, or another objective.",
     )
+
+
+def _known(encoder: Encoder.Spec, head: type[Spec]) -> TaskModel.Spec | None:
+    for tasks in encoder_tasks():
+        config = tasks.family.write(encoder)
+        if config is None or tasks.family.read(Fields(config)) != encoder:
+            continue
+        for task in tasks.tasks:
+            if task.head is head:
+                return TaskModel.Spec(encoder=encoder, head=task.read(Fields(config), encoder))
+    return None
 
 
 def require_encoder(spec: Spec, tokenizer: Tokenizer, *, time: int) -> None:
