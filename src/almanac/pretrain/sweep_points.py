@@ -50,7 +50,8 @@ class Runs:
             )
         repeated = [row.get("unique", row["tokens"]) for row in self.rows]
         unique = repeated if any(row["tokens"] > u for row, u in zip(self.rows, repeated, strict=True)) else None
-        return Points.of(*([row[name] for row in self.rows] for name in (size, "tokens", "loss")), unique)
+        sizes, tokens, losses = ([row[name] for row in self.rows] for name in (size, "tokens", "loss"))
+        return Points.of(sizes, tokens, losses, unique)
 
 
 def read_runs(places: Sequence[str | Path]) -> Runs:
