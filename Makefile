@@ -27,7 +27,7 @@ $(VENV)/core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(PIP) -e ".[docs,serve,dev,oracles,evidence]"
+	$(PIP) -e ".[docs,serve,data,cluster,dev,oracles,evidence]"
 	@touch $@
 
 demo: $(VENV)/core

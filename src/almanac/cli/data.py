@@ -132,7 +132,21 @@ class Mixing:
         return Mixture(weights=weights, alpha=self.alpha)
 
 
-DEFAULT_STEPS, DEFAULT_MIXING = Steps(), Mixing()
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Who does it.
+
+    Args:
+        workers: Processes that share the files.
+        engine: Who runs them: daft, or ray://HOST:PORT for Daft on a cluster with a common disk; needs the extra cluster.
+    """
+
+    workers: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1
+    engine: str | None = None
+
+
+DEFAULT_STEPS, DEFAULT_MIXING, DEFAULT_WORK = Steps(), Mixing(), Work()
 
 
 def data(
@@ -140,8 +154,8 @@ def data(
     output: Path,
     steps: Steps = DEFAULT_STEPS,
     mixing: Mixing = DEFAULT_MIXING,
+    work: Work = DEFAULT_WORK,
     field: str = "text",
-    workers: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
     json: Json = False,
 ) -> int:
     """Prepare a corpus: read, filter, remove copies, mix.
@@ -160,7 +174,6 @@ def data(
         sources: Files and folders, each as PATH or NAME=PATH.
         output: The folder of the corpus; made if it is not there.
         field: Of records, the one that holds the text.
-        workers: Processes that share the files.
     """
     if not sources:
         raise RequestError("data without sources", remedy="Name files or folders.")
@@ -169,7 +182,7 @@ def data(
     recipe = steps.plan(mixing)
     given = [_source(item, field) for item in sources]
     with resumable(), reporting(in_json=json) as report:
-        done = curate(given, output, recipe=recipe, workers=workers, report=report)
+        done = curate(given, output, recipe=recipe, workers=work.workers, engine=work.engine, report=report)
     if json:
         emit({"event": "done", "output": str(output), "text": str(done.text), "report": done.report})
         return 0

@@ -24,6 +24,7 @@ from typing import Any
 from almanac.core.errors import PreflightError, RequestError
 from almanac.curate.card import card
 from almanac.curate.compare import EXACT, MIXTURE, NEAR, SUBSTRING, Comparison
+from almanac.curate.on_daft import require_engine
 from almanac.curate.recipe import Recipe
 from almanac.curate.shards import Lines, records
 from almanac.curate.sources import Source
@@ -63,6 +64,7 @@ def curate(
     *,
     recipe: Recipe | None = None,
     workers: int = 1,
+    engine: str | None = None,
     report: Report = lambda event: None,
 ) -> Curated:
     """Prepares a corpus; the same call goes on with one that was interrupted, and does nothing where it is done.
@@ -72,6 +74,8 @@ def curate(
         output: a folder for the corpus.
         recipe: what is done; by default Gopher's rules, exact and near copies.
         workers: processes that share the files; a script that asks for several needs ``if __name__ == "__main__":``.
+        engine: who runs the workers: None for processes of our own, ``daft`` for Daft on this machine, ``ray://host:10001``
+            for Daft on a cluster whose machines all see the folders.
         report: told how far each stage is.
 
     Raises:
@@ -80,6 +84,8 @@ def curate(
         PreflightError: nothing is left, or the disk is too small. LockedError: another process is at work there.
         MissingExtraError: a file needs a library that is not installed.
     """
+    if engine is not None:
+        require_engine(engine)
     given = [source if isinstance(source, Source) else Source(path=str(source)) for source in sources]
     names = [source.title for source in given]
     if not given or len(set(names)) < len(names):
@@ -94,7 +100,7 @@ def curate(
     work = target / WORK
     work.mkdir(parents=True, exist_ok=True)
     with Lock(work):
-        done = _Curation(given, inputs, target, recipe or Recipe(), report).go(max(1, workers))
+        done = _Curation(given, inputs, target, recipe or Recipe(), report).go(max(1, workers), engine)
     shutil.rmtree(work, ignore_errors=True)
     return done
 
@@ -113,7 +119,7 @@ class _Curation:
         self.work = output / WORK
         self.report = report
 
-    def go(self, workers: int) -> Curated:
+    def go(self, workers: int, engine: str | None) -> Curated:
         units = units_of(self.sources, self.inputs, self.recipe)
         identity = {
             "version": VERSION, "units": [unit.key for unit in units], "recipe": self.recipe.to_dict(),
@@ -129,7 +135,12 @@ class _Curation:
 
         def read(progress: StageReport) -> Summary:
             run_units(
-                units, self.recipe, folder, workers=workers, tell=lambda done: progress.tell(done, len(units), "parts")
+                units,
+                self.recipe,
+                folder,
+                workers=workers,
+                engine=engine,
+                tell=lambda done: progress.tell(done, len(units), "parts"),
             )
             return {}
 

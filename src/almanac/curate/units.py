@@ -94,9 +94,17 @@ def digest_of(path: str) -> str:
 
 
 def run_units(
-    units: Sequence[Unit], recipe: Recipe, folder: Path, *, workers: int, tell: Callable[[int], object]
+    units: Sequence[Unit],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    workers: int,
+    tell: Callable[[int], object],
+    engine: str | None = None,
 ) -> None:
     """Runs what is not done yet, in this process or in ``workers`` others; ``tell`` is told how many are done.
+
+    ``engine``: who runs the workers; None: processes of our own, else see `on_daft`.
 
     Raises what a step raises when it is prepared, and MissingExtraError for files that need a library.
     """
@@ -104,6 +112,13 @@ def run_units(
     done = len(units) - len(waiting)
     tell(done)
     plan = plan_of(recipe)
+    if engine is not None and waiting:
+        from almanac.curate.on_daft import run_on_daft  # an engine of its own, that few need
+
+        for _ in run_on_daft(waiting, plan, folder, workers=workers, engine=engine):
+            done += 1
+            tell(done)
+        return
     if workers < 2 or len(waiting) < 2:
         for unit in waiting:
             run_unit(unit, plan, folder)
