@@ -46,7 +46,7 @@ test: $(VENV)/dev
 	$(BIN)/ruff check --quiet
 	-$(BIN)/almanac doctor --fetch smollm2-135m-instruct
 	-$(BIN)/almanac doctor --fetch all-minilm-l6-v2
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=40
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check
