@@ -15,7 +15,9 @@ from almanac.core.errors import MissingExtraError, RequestError
 from almanac.curate.on_daft import require_engine
 from almanac.curate.run import curate
 
-WORDS = "the lamp ship stone river quiet seven under of blue far old sea light and a small house by water that have".split()
+WORDS = (
+    "the lamp ship stone river quiet seven under of blue far old sea light and a small house by water that have".split()
+)
 CHILD = """
 import json, sys
 import almanac.curate.units as units

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import torch
@@ -37,6 +39,18 @@ def batch(rows: int, time: int) -> Tokens:
 def test_what_backward_keeps_is_counted_once() -> None:
     network = TwoProducts()
     assert saved_bytes(network, batch(3, 5)) == 4 * 3 * 5 * (8 + 16)
+
+
+def test_what_was_counted_is_let_go() -> None:
+    network = small_run.adapted()
+    seen: list[weakref.ref[torch.Tensor]] = []
+    for module in network.modules():
+        module.register_forward_hook(
+            lambda module, given, made: seen.append(weakref.ref(made)) if isinstance(made, torch.Tensor) else None
+        )
+    saved_bytes(network, batch(2, 8))
+    gc.collect()
+    assert len(seen) > 10 and not any(item() is not None for item in seen)  # else every run keeps a batch's activations
 
 
 def test_memory_grows_with_tokens_and_trained_numbers() -> None:

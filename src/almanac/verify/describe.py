@@ -255,15 +255,17 @@ def _saved(block: nn.Module, call: Callable[[], object]) -> int:
     weights = {parameter.untyped_storage()._cdata for parameter in block.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # holding the tensors keeps their storages apart
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:  # what it returned the graph would hold, and this function it, for ever
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
             kept[storage._cdata] = (storage.nbytes(), tensor)
-        return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        call()
-    return sum(size for size, _ in kept.values())
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
+            call()
+        return sum(size for size, _ in kept.values())
+    finally:
+        kept.clear()
 
 
 def _experts(model: nn.Module) -> dict[str, tuple[int, float]]:

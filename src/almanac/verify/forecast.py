@@ -88,11 +88,10 @@ def _saved(network: nn.Module, forward: Callable[[], object]) -> int:
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # holding the tensors keeps their addresses apart
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:  # what it returned the graph would hold, and this function it, for ever
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
 
     before = network.training
     network.train()
@@ -100,12 +99,13 @@ def _saved(network: nn.Module, forward: Callable[[], object]) -> int:
         with (
             torch.random.fork_rng(devices=[]),
             torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing),
         ):
             forward()
+        return sum(size for size, _ in kept.values())
     finally:
+        kept.clear()
         network.train(before)
-    return sum(size for size, _ in kept.values())
 
 
 def resident_bytes() -> int:
