@@ -255,13 +255,14 @@ def _saved(block: nn.Module, call: Callable[[], object]) -> int:
     weights = {parameter.untyped_storage()._cdata for parameter in block.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # holding the tensors keeps their storages apart
 
-    def pack(tensor: Tensor) -> None:  # what it returned the graph would hold, and this function it, for ever
+    def pack(tensor: Tensor) -> Tensor:  # detached, or the graph would hold itself through what is saved, for ever
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = (storage.nbytes(), tensor)
+            kept[storage._cdata] = (storage.nbytes(), tensor.detach())
+        return tensor.detach()
 
     try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             call()
         return sum(size for size, _ in kept.values())
     finally:

@@ -88,10 +88,11 @@ def _saved(network: nn.Module, forward: Callable[[], object]) -> int:
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # holding the tensors keeps their addresses apart
 
-    def pack(tensor: Tensor) -> None:  # what it returned the graph would hold, and this function it, for ever
+    def pack(tensor: Tensor) -> Tensor:  # detached, or the graph would hold itself through what is saved, for ever
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor.detach())
+        return tensor.detach()
 
     before = network.training
     network.train()
@@ -99,7 +100,7 @@ def _saved(network: nn.Module, forward: Callable[[], object]) -> int:
         with (
             torch.random.fork_rng(devices=[]),
             torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         ):
             forward()
         return sum(size for size, _ in kept.values())
