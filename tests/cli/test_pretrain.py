@@ -151,13 +151,15 @@ def test_a_run_is_told_to_a_tracker(almanac: Callable[..., Any], text: Path, tmp
 def test_texts_are_mixed_as_they_are_told_to(almanac: Callable[..., Any], text: Path, tmp_path: Path) -> None:
     other, out = tmp_path / "other.txt", tmp_path / "out"
     other.write_text(text.read_text()[::-1])
-    result = almanac("pretrain", text, other, "--output", out, *SMALL, "--mixture", "text.txt=3,other.txt=1")
+    result = almanac(
+        "pretrain", text, other, "--output", out, *SMALL, "--weight", "text.txt=3", "--weight", "other.txt=1"
+    )
     assert result.code == 0, result.err
     found = json.loads((out / "pretraining.json").read_text())["train"]["sources"]
     assert {name: item["share"] for name, item in found.items()} == {"text.txt": 0.75, "other.txt": 0.25}
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "text.txt").write_text("another")
-    refused = almanac("pretrain", text, tmp_path / "deep" / "text.txt", "--output", out, "--alpha", "1")
+    refused = almanac("pretrain", text, tmp_path / "deep" / "text.txt", "--output", out, "--alpha", "0.5")
     assert refused.code != 0 and "Two texts of a mixture are called text.txt" in refused.err
 
 

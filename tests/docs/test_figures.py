@@ -91,6 +91,7 @@ SAID: list[tuple[str, str]] = [
     *(("guide/models.md", entry.name) for entry in FORMATS.values()),
     *(("guide/models.md", family.architecture.removesuffix("ForCausalLM")) for family in families()),
     ("guide/models.md", f"{len(list(families()))} families of decoders"),
+    ("README.md", f"{len(list(families()))} families of decoders"),
     ("guide/answers.md", f"the best {WORDS[BUILD.shown]} passages"),
     ("guide/answers.md", f"at least {SUPPORTED:.0%} of its words".replace("%", " %")),
     ("guide/answers.md", f"at least {WORDS[RELEVANT]} of the words of the question"),
@@ -152,7 +153,7 @@ SAID: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("name", "phrase"), SAID)
 def test_a_page_says_what_the_code_does(name: str, phrase: str) -> None:
-    assert phrase in PAGES[f"docs/{name}"]
+    assert phrase in PAGES[name if name == "README.md" else f"docs/{name}"]
 
 
 def test_the_table_of_documents_is_that_of_the_readers() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from almanac.core.errors import RequestError, TrainingError
 from almanac.data.mixture.weights import Mixture
-from almanac.pretrain.chosen import OBJECTIVES, mixture
+from almanac.pretrain.chosen import OBJECTIVES
 from almanac.pretrain.run import pretrain
 from almanac.pretrain.settings import PretrainSettings
 from almanac.tokenizers.train.corpus import Corpus
@@ -99,7 +99,3 @@ def test_copies_are_left_out_across_sources(folders: dict[str, Path], tmp_path: 
 def test_what_is_no_mixture_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="Weights and sources do not fit"):
         pretrain(sources(folders), tmp_path, settings=settings(Mixture(weights=(("sea", 1.0),))))
-    for text, alpha in (("sea", None), ("sea=x", None), ("=1", None), ("sea=1", 0.5)):
-        with pytest.raises(RequestError, match="is no mixture"):
-            mixture(text, alpha)
-    assert mixture("a=b=2", None) == Mixture(weights=(("a=b", 2.0),)) and mixture(None, None) is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import almanac
-from almanac.core.errors import RequestError, TrainingError
+from almanac.core.errors import IntegrityError, RequestError, TrainingError
 from almanac.language_model.encoder import TextEncoder
 from almanac.language_model.model import LanguageModel
 from almanac.models.bert import read as read_bert
@@ -23,8 +23,8 @@ from almanac.nn.stack import Decoder
 from almanac.nn.task_heads import MaskedHead
 from almanac.pretrain.chosen import OBJECTIVES, mesh
 from almanac.pretrain.measure import Measurement, Watch, best
+from almanac.pretrain.objectives.marks import continuations
 from almanac.pretrain.objectives.masked import Masked, with_head
-from almanac.pretrain.objectives.objective import continuations
 from almanac.pretrain.run import pretrain
 from almanac.pretrain.settings import PretrainSettings
 from almanac.tokenizers.tokenizer import Tokenizer
@@ -74,8 +74,8 @@ def test_it_learns_and_is_what_the_report_says(done: tuple[str, Path, Any]) -> N
     assert [item["step"] for item in measured] == [0, 6, 12]
     assert measured[-1]["loss"] < measured[0]["loss"] - (0.02 if name == "replaced-token" else 0.2)
     assert all(item["sample"].strip() for item in measured[1:])
-    goes_on = OBJECTIVES[name].goes_on
-    assert (measured[-1]["bits_per_byte"] is not None) == goes_on == ("known_words" in measured[-1])
+    covers_text = OBJECTIVES[name].covers_text
+    assert (measured[-1]["bits_per_byte"] is not None) == covers_text == ("known_words" in measured[-1])
     assert facts["train"]["kept"] == STEPS and facts["train"]["preflight"]["gradients"]["ok"]
     card, page = (out / "card.md").read_text(), (out / "report.html").read_text()
     assert f"{measured[-1]['loss']:.3f} nats" in card and "<svg" in page
@@ -154,6 +154,17 @@ def test_without_patience_left_the_best_weights_are_kept(text: Path, tmp_path: P
     assert f"kept are those of step {kept['step']}" in (tmp_path / "card.md").read_text()
     again = pretrain([text], tmp_path, settings=usual)
     assert isinstance(again, LanguageModel)
+
+
+def test_of_equal_losses_the_first_is_kept_and_weights_that_are_gone_are_told(text: Path, tmp_path: Path) -> None:
+    usual = settings("next-token", patience=2, evaluate_every=2)
+    still = usual.with_(train=usual.train.with_(steps=30, learning_rate=1e-30, warmup=0.0, clip_norm=None))
+    pretrain([text], tmp_path / "still", settings=still)  # nothing is learned: every loss is the first one
+    facts = json.loads((tmp_path / "still" / "pretraining.json").read_text())["train"]
+    assert len({item["loss"] for item in facts["measured"]}) == 1 and facts["kept"] == 0 and facts["steps"] == 4
+    pretrain([text], tmp_path / "late", settings=settings("next-token"))
+    with pytest.raises(IntegrityError, match="Leave out patience"):  # measured before patience was asked for
+        pretrain([text], tmp_path / "late", settings=settings("next-token", patience=3))
 
 
 def test_patience_is_counted_from_the_best(tmp_path: Path) -> None:

@@ -247,7 +247,8 @@ def test_every_answer_is_as_described(tmp_path: Path) -> None:
     described, listed, one, none = replies(tmp_path, "/openapi.json", "/v1/runs", address(NAME), address("none"))
     schemas = described.json["components"]["schemas"]
     for reply, name in ((listed, "RunEntries"), (one, "RunBody"), (none, "ErrorBody")):
-        jsonschema_rs.validate({"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}, reply.json)
+        schema = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
+        assert not list(jsonschema_rs.iter_errors(schema, reply.json)), name
 
 
 def test_the_monitor_serves_what_is_declared_and_nothing_else(tmp_path: Path) -> None:

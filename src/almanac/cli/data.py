@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter, validators
 
 from almanac.cli.interrupts import resumable
+from almanac.cli.mixing import Mixing, Texts
 from almanac.cli.options import Json
 from almanac.cli.printing import emit, line, size, table
 from almanac.cli.progress import reporting
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from almanac.curate.sources import Source
     from almanac.data.filters.step import Step
 
-Texts = Annotated[tuple[str, ...], Parameter(show_default=False)]
-Share = Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))]
 SHOWN = 12  # reasons on a terminal; --json has all
 
 
@@ -103,33 +102,6 @@ class Steps:
         if self.decontaminate:
             steps.append(Decontaminate(evaluations=tuple(map(str, self.decontaminate))))
         return tuple(steps)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Mixing:
-    """How much of each source.
-
-    Args:
-        weight: NAME=NUMBER for every source; documents are left out until the shares fit.
-        alpha: Instead: shares in proportion to size^alpha; 1 changes nothing, 0 makes them equal.
-    """
-
-    weight: Texts = ()
-    alpha: Share = 1.0
-
-    def value(self) -> Any:
-        """As a recipe has it. Raises RequestError for what is no name and number."""
-        from almanac.data.mixture.weights import Mixture
-
-        if not self.weight and self.alpha == 1:
-            return None
-        pairs = [item.rpartition("=") for item in self.weight]
-        try:
-            weights = tuple((name, float(number)) for name, _, number in pairs)
-        except ValueError as error:
-            raise RequestError(f"--weight {' '.join(self.weight)}", remedy="Write it as books=2.") from error
-        return Mixture(weights=weights, alpha=self.alpha)
 
 
 @Parameter(name="*")

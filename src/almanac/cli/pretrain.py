@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter, validators
 
 from almanac.cli.interrupts import resumable
+from almanac.cli.mixing import Mixing
 from almanac.cli.options import Json
 from almanac.cli.printing import emit, line, table
 from almanac.cli.progress import reporting
@@ -54,8 +55,6 @@ class Pretraining:
         average: An average of the weights along the run, which is what is measured and saved: ema or lawa.
         recompute: Blocks compute again in backward instead of keeping what they computed: less memory, a third more time.
         track: A viewer that is told of the run too, without a network; needs the extra track.
-        mixture: How much is seen of each of the texts, by its name: books=3,code=1. Without, as much as there is.
-        alpha: Shares are raised to this power instead: 1 leaves them as they are, 0 makes them equal.
         patience: Measurements in a row without a lower loss, after which the run ends; the best weights are then kept.
         mesh: Processes along each axis, as data=2,tensor=2; start as many with torchrun.
         seed: Of the weights and of the order of the text.
@@ -77,8 +76,6 @@ class Pretraining:
     average: Literal["ema", "lawa"] | None = None
     recompute: Annotated[bool, Parameter(negative=())] = False
     track: Literal["tensorboard", "trackio", "wandb"] | None = None
-    mixture: str | None = None
-    alpha: Annotated[float | None, Parameter(validator=validators.Number(gte=0))] = None
     patience: Count = None
     mesh: str | None = None
     seed: int = 0
@@ -96,7 +93,6 @@ class Pretraining:
             "vocab_size": self.vocab_size, "time": self.time, "held_out": self.held_out, "minutes": self.minutes,
             "average": chosen.average(self.average, every=max(1, (self.steps or usual.train.steps or 1) // 50)),
             "objective": chosen.objective(self.objective), "patience": self.patience,
-            "mixture": chosen.mixture(self.mixture, self.alpha),
             "tracker": None if self.track is None else named(self.track),
         }  # fmt: skip
         training = {
@@ -114,11 +110,11 @@ class Pretraining:
 
         return None if self.spec is None else named(self.spec).spec
 
-    def sources(self, texts: Sequence[Path]) -> Corpus | dict[str, Corpus]:
-        """The texts, each a source of its own where they are to be mixed. Raises RequestError for two of one name."""
+    def corpus(self, texts: Sequence[Path], *, mixed: bool) -> Corpus | dict[str, Corpus]:
+        """The texts, each a source of its own where they are ``mixed``. Raises RequestError for two of one name."""
         from almanac.tokenizers.train.corpus import Corpus
 
-        if self.mixture is None and self.alpha is None:
+        if not mixed:
             return Corpus.of_files(texts, replace_malformed=self.replace_malformed)
         names = [text.resolve().name for text in texts]
         if len(set(names)) < len(names):
@@ -137,10 +133,12 @@ class Pretraining:
         return None if self.tokenizer is None else Tokenizer.from_json_file(self.tokenizer)
 
 
-USUAL = Pretraining()
+USUAL, UNMIXED = Pretraining(), Mixing()
 
 
-def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json: Json = False) -> int:
+def pretrain(
+    *texts: Path, output: Path, pretraining: Pretraining = USUAL, mixing: Mixing = UNMIXED, json: Json = False
+) -> int:
     """Train a model from nothing on a folder of text.
 
     Exact copies are left out, a part of the text is held out, a tokenizer is trained, and the model learns the rest, measured
@@ -153,11 +151,12 @@ def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json:
     almanac pretrain books/ --output my-model --minutes 60 --optimizer muon --average ema
     almanac pretrain books/ --output my-mamba --spec mamba.json --tokenizer my-tokenizer
     almanac pretrain books/ --output my-encoder --objective masked
+    almanac pretrain books/ code/ --output my-model --weight books=3 --weight code=1
     torchrun --nproc-per-node 2 -m almanac pretrain books/ --output my-model --mesh data=2
     ```
 
     Args:
-        texts: Files and folders of text (.txt, .md, .jsonl, also .gz).
+        texts: Files and folders of text (.txt, .md, .jsonl, also .gz); where they are mixed, sources by their names.
         output: The folder of the run; made if it is not there.
     """
     if not texts:
@@ -166,14 +165,15 @@ def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json:
     from almanac.pretrain.report import figures
     from almanac.pretrain.run import pretrain as trained
 
+    mixture = mixing.value()
     is_first = pretraining.mesh is None or os.environ.get("RANK", "0") == "0"
     with resumable(), reporting(in_json=json) if is_first else nullcontext(lambda event: None) as report:
         trained(
-            pretraining.sources(texts),
+            pretraining.corpus(texts, mixed=mixture is not None),
             output,
             spec=pretraining.shape(),
             tokenizer=pretraining.words(),
-            settings=pretraining.settings(),
+            settings=pretraining.settings().with_(mixture=mixture),
             report=report,
         )
     if not is_first:
@@ -195,7 +195,7 @@ def pretrain(*texts: Path, output: Path, pretraining: Pretraining = USUAL, json:
 def _next_steps(kind: str, model: Path) -> list[str]:
     """What can be done with a model of that kind."""
     if kind == "nn.task_model.TaskModel":
-        return [f"almanac index add --encoder {model} ..."]
+        return [f'python -c \'import almanac; print(almanac.load_encoder("{model}").embed(["..."]))\'']
     if kind == "nn.encoder_decoder.EncoderDecoder":
         return [f'almanac generate {model} "..."']
     return [f'almanac generate {model} "..."', f"almanac export {model} model.gguf --format gguf"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from almanac.core.errors import RequestError
-from almanac.data.mixture.weights import Mixture
 from almanac.files.quoting import quoted
 from almanac.pretrain.objectives.denoising import Denoising
 from almanac.pretrain.objectives.fill_in_the_middle import FillInTheMiddle
@@ -69,28 +68,6 @@ OBJECTIVES: dict[str, Objective] = {
 def objective(name: str | None) -> Objective | None:
     """The objective of that name; None for None, next tokens."""
     return None if name is None else OBJECTIVES[name]
-
-
-def mixture(weights: str | None, alpha: float | None) -> Mixture | None:
-    """The mixture of ``books=3,code=1`` or of an exponent. Raises RequestError for both, or for no weights."""
-    if weights is None:
-        return None if alpha is None else Mixture(alpha=alpha)
-    pairs = [part.rpartition("=") for part in weights.split(",")]
-    numbers = [_number(text) for _, _, text in pairs]
-    if alpha is not None or None in numbers or not all(name for name, _, _ in pairs):
-        raise RequestError(
-            f"{quoted(weights)}{'' if alpha is None else ' and an exponent'} is no mixture",
-            remedy="Say it as books=3,code=1, by the names of the texts, or give an exponent alone.",
-        )
-    named = zip(pairs, numbers, strict=True)
-    return Mixture(weights=tuple((name.strip(), number) for (name, _, _), number in named if number is not None))
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def mesh(text: str | None) -> Mesh | None:

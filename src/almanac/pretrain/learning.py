@@ -26,7 +26,6 @@ from almanac.nn.stack import Decoder
 from almanac.pretrain.corpus import HELD_OUT
 from almanac.pretrain.initial import initial
 from almanac.pretrain.measure import Measurement, Watch, best, bits_per_byte, held_out
-from almanac.pretrain.objectives.next_token import NextToken
 from almanac.pretrain.objectives.objective import Batches, Judged, Shown
 from almanac.pretrain.product import language_model
 from almanac.pretrain.settings import PretrainSettings
@@ -131,7 +130,7 @@ class Learning:
     def checked(self) -> Report:
         """Raises PreflightError for a run that could not learn."""
         settings = self.settings
-        if settings.objective == NextToken():
+        if isinstance(self.network, Decoder):
             sizes = _sizes(self.held.num_tokens, settings.time)
             rows = [Row(tuple(self.held.read(0, size).tolist()), (True,) * size) for size in sizes]
             return preflight(self.network, rows, settings=settings.train)
@@ -175,11 +174,12 @@ class Learning:
                 adopt(self.network, self.average.weights())
             return self.watch.found[-1]
         kept = best(self.watch.found)
-        step, weights = _read_best(self.work / BEST)
+        path = self.work / BEST
+        step, weights = _read_best(path) if path.is_file() else (None, {})
         if step != kept.step:
             raise IntegrityError(
-                f"{BEST} holds the weights of step {step}, and step {kept.step} was the best",
-                remedy="Remove the folder to start the run again.",
+                f"{path} does not hold the weights of step {kept.step}, which was the best",
+                remedy="Leave out patience, which keeps the last ones, or start again in another folder.",
             )
         adopt(self.network, weights)
         return kept
@@ -219,11 +219,12 @@ class Learning:
         judged_on = self._judged_on(network)
         loss, accuracy = held_out(judged_on, self.held, self.judged, time=settings.time, windows=settings.windows)
         bits = None
-        if objective.goes_on:
+        if objective.covers_text:
             counts = self.told[HELD_OUT]
             bits = bits_per_byte(loss, tokens=counts["tokens"], nbytes=counts["bytes"])
         measurement = Measurement(step, loss, bits, self._sample(network, step), accuracy)
-        if settings.patience is not None and loss <= min((item.loss for item in self._found()), default=loss):
+        # strictly lower: of equal losses the first is kept, as `best` has it
+        if settings.patience is not None and all(loss < item.loss for item in self._found()):
             _write_best(self.work / BEST, network, step)
         return measurement
 

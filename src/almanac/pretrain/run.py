@@ -35,7 +35,6 @@ from almanac.pretrain.settings import PretrainSettings
 from almanac.pretrain.timing import TRIED, steps_within
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.tokenizers.train.byte_bpe import ByteBpe
-from almanac.tokenizers.train.controls import PLAIN
 from almanac.tokenizers.train.corpus import Corpus
 from almanac.tokenizers.train.run import train as train_tokenizer
 from almanac.train.loop import Outcome
@@ -104,10 +103,11 @@ class _Pretraining:
         self.corpus = corpus if isinstance(corpus, Corpus) else Corpus.joined(corpus.values())
         self.stages = Stages(self.work, self.report)
         found = survey(corpus)  # each time: a corpus that has changed must be noticed
-        chosen, controls = self.settings.to_dict(), self.settings.objective.controls.texts()
-        identity = {"corpus": found.digest, "vocab_size": self.settings.vocab_size, "given": given and given.digest()}
-        if controls != PLAIN.texts():
-            identity["controls"] = list(controls)
+        chosen = self.settings.to_dict()
+        identity = {
+            "corpus": found.digest, "vocab_size": self.settings.vocab_size, "given": given and given.digest(),
+            "controls": self.settings.objective.controls.texts(),
+        }  # fmt: skip
         told = self.stages.run("tokenizer", identity, lambda progress: self._tokenizer(given))
         tokenizer = Tokenizer.from_json_file(self.output / TOKENIZER)
         spec = self._spec(spec, tokenizer)
@@ -214,7 +214,7 @@ class _Pretraining:
         facts = {"settings": settings.to_dict(), "tokens": dict(learning.told), "steps": outcome.step}
         product.save(model, learning.spec, learning.tokenizer, self.output / MODEL, facts)
         found = [asdict(item) for item in learning.watch.found]
-        if settings.objective.goes_on:
+        if settings.objective.covers_text:
             vocabulary = self._vocabulary()
             found = [item | {"known_words": known_share(item["sample"], vocabulary)} for item in found]
         ran = read_run(self.work / RUN)

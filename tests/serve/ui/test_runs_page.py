@@ -217,5 +217,5 @@ def test_an_empty_folder_fills(tmp_path: Path, look: Callable[..., Visit]) -> No
     run_in(tmp_path, "books")
     seen.page.wait_for_timeout(2500)  # the server looks again
     seen.page.reload()
-    seen.page.wait_for_selector(".run-facts :text('40 of 100')")
+    assert seen.page.wait_for_selector(".run-facts :text('40 of 100')")
     seen.calm()

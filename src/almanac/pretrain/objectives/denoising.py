@@ -9,7 +9,7 @@ from almanac.models.bart import FAMILY as BART
 from almanac.models.family import Fields
 from almanac.nn.encoder_decoder import EncoderDecoder
 from almanac.objectives.denoising import bart_noises
-from almanac.pretrain.objectives.objective import control_ids, special_ids
+from almanac.pretrain.objectives.marks import control_ids, special_ids
 from almanac.pretrain.objectives.text_to_text import TextToText, pad_of
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.tokenizers.train.controls import Controls

@@ -9,8 +9,9 @@ from torch import nn
 from almanac.generate.sampling import sampling
 from almanac.language_model.model import LanguageModel
 from almanac.objectives.fill_in_the_middle import FillInTheMiddle as Filling
+from almanac.pretrain.objectives.marks import control_ids, shown_ids
 from almanac.pretrain.objectives.next_token import TEMPERATURE, NextToken
-from almanac.pretrain.objectives.objective import Judged, Shown, control_ids, shown_ids
+from almanac.pretrain.objectives.objective import Judged, Shown
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.tokenizers.train.controls import PLAIN, Controls
 from almanac.train.criteria.corrupted import Corruption

@@ -19,16 +19,8 @@ from almanac.models.family import Fields
 from almanac.nn.encoder import Encoder
 from almanac.nn.task_heads import MaskedHead
 from almanac.nn.task_model import TaskModel
-from almanac.pretrain.objectives.objective import (
-    SEED,
-    Objective,
-    Shown,
-    continuations,
-    control_ids,
-    require_room,
-    shown_ids,
-    special_ids,
-)
+from almanac.pretrain.objectives.marks import continuations, control_ids, shown_ids, special_ids
+from almanac.pretrain.objectives.objective import SEED, Objective, Shown, require_room
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.tokenizers.train.controls import ENCODER, Controls
 from almanac.train.criteria.corrupted import Corruption, Place

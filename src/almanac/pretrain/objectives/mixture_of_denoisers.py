@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from almanac.objectives.mixture_of_denoisers import UL2, Denoiser, Spans
-from almanac.pretrain.objectives.objective import control_ids
+from almanac.pretrain.objectives.marks import control_ids
 from almanac.pretrain.objectives.text_to_text import TextToText, pad_of, require_marks, sentinels, with_marks
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.tokenizers.train.controls import Controls

@@ -25,7 +25,7 @@ class NextToken(Objective):
     """Every token but a document's first is to be told from those before it."""
 
     @property
-    def goes_on(self) -> bool:
+    def covers_text(self) -> bool:
         return True
 
     @property

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from almanac.core.batch import Tokens
@@ -65,9 +64,9 @@ class Objective(Value):
         return PLAIN
 
     @property
-    def goes_on(self) -> bool:
-        """Whether the model goes on from a text; if so, what it writes is held against the words of the corpus, and its
-        loss on held-out text, being of all tokens, is told in bits a byte as well."""
+    def covers_text(self) -> bool:
+        """Whether its loss on held-out text is that of all tokens, told in bits a byte too, and its samples are plain text,
+        whose words are held against those of the corpus."""
         return False
 
     @abstractmethod
@@ -116,19 +115,6 @@ class Objective(Value):
         return windows if corruption is None else CorruptedWindows(windows, corruption)
 
 
-def control_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, ...]:
-    """The ids of control tokens. Raises RequestError for one that the tokenizer does not have."""
-    found = [tokenizer.token_to_id(text) for text in texts]
-    missing = [text for text, id in zip(texts, found, strict=True) if id is None]
-    if missing:
-        raise RequestError(
-            f"The tokenizer has no token {missing[0]!r}, which this objective needs"
-            + (f", nor {len(missing) - 1} more" if len(missing) > 1 else ""),
-            remedy="Leave out the tokenizer, and one is trained with all of them.",
-        )
-    return tuple(id for id in found if id is not None)
-
-
 def require_room(vocab_size: int, tokenizer: Tokenizer, *, lengths: Sequence[tuple[int, int]]) -> None:
     """Raises RequestError for a smaller vocabulary than the tokenizer's, or a (context, needed) that is too short."""
     short = [(held, needed) for held, needed in lengths if held < needed]
@@ -139,30 +125,3 @@ def require_room(vocab_size: int, tokenizer: Tokenizer, *, lengths: Sequence[tup
             f"windows that need {needed}",
             remedy="Give a spec whose vocabulary and context are at least as large, or shorter windows.",
         )
-
-
-def continuations(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids of tokens that go on a word: those that begin with a letter, or in the midst of a character, and no space.
-
-    A tokenizer that marks such tokens itself (``##`` of WordPiece) is taken at its word.
-    """
-    pieces = [tokenizer.id_to_token(id) or "" for id in range(tokenizer.vocab_size)]
-    special = {control.id for control in tokenizer.control_tokens().values()}
-    if any(piece.startswith("##") for piece in pieces):
-        return tuple(id for id, piece in enumerate(pieces) if piece.startswith("##"))
-    begins = ("Ġ", "▁", "Ċ")
-    return tuple(
-        id
-        for id, piece in enumerate(pieces)
-        if id not in special and piece and not piece.startswith(begins) and (piece[0].isalpha() or ord(piece[0]) > 0x7F)
-    )
-
-
-def special_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that are no text."""
-    return tuple(sorted({control.id for control in tokenizer.control_tokens().values()}))
-
-
-def shown_ids(tokenizer: Tokenizer, ids: torch.Tensor | Sequence[int]) -> str:
-    """Text with its control tokens in sight."""
-    return tokenizer.decode([int(id) for id in ids], skip_special_tokens=False)

@@ -14,8 +14,9 @@ from almanac.language_model.model import LanguageModel
 from almanac.nn.attention.masks import PrefixLM
 from almanac.nn.stack import Decoder
 from almanac.objectives.prefix import PrefixSplit
+from almanac.pretrain.objectives.marks import shown_ids
 from almanac.pretrain.objectives.next_token import TEMPERATURE, NextToken
-from almanac.pretrain.objectives.objective import Shown, shown_ids
+from almanac.pretrain.objectives.objective import Shown
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.train.criteria.corrupted import Corruption
 from almanac.train.criteria.prefix import Prefix as PrefixCriterion
@@ -33,8 +34,8 @@ class Prefix(NextToken):
     split: PrefixSplit = PrefixSplit()
 
     @property
-    def goes_on(self) -> bool:
-        return False  # its loss is not of all the text
+    def covers_text(self) -> bool:
+        return False  # the prefix is not scored
 
     def spec(self, tokenizer: Tokenizer, *, time: int) -> Decoder.Spec:
         return super().spec(tokenizer, time=time).replace("layers.*.mixer", mask=PrefixLM())

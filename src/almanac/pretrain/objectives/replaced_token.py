@@ -21,8 +21,9 @@ from almanac.models.encoder_task import tasks_of
 from almanac.models.family import Fields
 from almanac.nn.task_heads import ReplacedHead
 from almanac.nn.task_model import TaskModel
+from almanac.pretrain.objectives.marks import control_ids, shown_ids, special_ids
 from almanac.pretrain.objectives.masked import MASK, default_config, require_encoder, with_head
-from almanac.pretrain.objectives.objective import SEED, Objective, Shown, control_ids, shown_ids, special_ids
+from almanac.pretrain.objectives.objective import SEED, Objective, Shown
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.tokenizers.train.controls import ENCODER, Controls
 from almanac.train.criteria.corrupted import Corruption, Place

@@ -15,7 +15,8 @@ from almanac.language_model.model import LanguageModel
 from almanac.models.family import Fields
 from almanac.models.t5 import FAMILY as T5
 from almanac.nn.encoder_decoder import EncoderDecoder
-from almanac.pretrain.objectives.objective import SEED, Objective, Shown, control_ids, require_room, shown_ids
+from almanac.pretrain.objectives.marks import control_ids, shown_ids
+from almanac.pretrain.objectives.objective import SEED, Objective, Shown, require_room
 from almanac.tokenizers.tokenizer import Tokenizer
 from almanac.tokenizers.train.controls import Controls
 from almanac.train.criteria.corrupted import Place
